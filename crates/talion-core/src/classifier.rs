@@ -1,0 +1,140 @@
+//! What everything in talion attacks, defends and measures.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Objective, Result};
+
+/// Loss and gradient of a batch with respect to its images.
+pub struct InputGradient {
+    /// The objective of each row, `[N]`.
+    pub loss: Tensor,
+    /// Its derivative with respect to the images, `[N, C, H, W]`.
+    pub gradient: Tensor,
+    /// The logits the loss was computed from, `[N, K]`, detached.
+    pub logits: Tensor,
+}
+
+/// An image classifier: images in `[0, 1]` in, logits out.
+///
+/// A defended classifier is a `Classifier` too, so every attack, evaluation and server works on it unchanged.
+pub trait Classifier {
+    /// The number of classes, K.
+    fn classes(&self) -> i64;
+
+    /// Where images have to be.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// Logits, differentiable with respect to the images when these require gradients.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`; the result is `[N, K]`.
+    fn logits(&self, images: &Tensor) -> Tensor;
+
+    /// The loss of each row and its gradient with respect to the images: the inner step of every attack.
+    ///
+    /// The default differentiates [`Classifier::logits`] by autograd. Rows do not influence each other, so the
+    /// gradient of the sum is the gradient of each.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]`, `labels` `[N]` in `0..K`.
+    fn input_gradient(&self, images: &Tensor, labels: &Tensor, objective: Objective) -> InputGradient {
+        tch::with_grad(|| {
+            let images = images.detach().set_requires_grad(true);
+            let logits = self.logits(&images);
+            let loss = objective.per_sample(&logits, labels);
+            let gradient = Tensor::run_backward(&[loss.sum(loss.kind())], &[&images], false, false).remove(0);
+            InputGradient { loss: loss.detach(), gradient: gradient.detach(), logits: logits.detach() }
+        })
+    }
+
+    /// The predicted class of each row, `[N]`, computed without gradients.
+    fn predict(&self, images: &Tensor) -> Tensor {
+        tch::no_grad(|| self.logits(images).argmax(1, false))
+    }
+}
+
+impl<T: Classifier + ?Sized> Classifier for &T {
+    fn classes(&self) -> i64 {
+        (**self).classes()
+    }
+
+    fn device(&self) -> Device {
+        (**self).device()
+    }
+
+    fn logits(&self, images: &Tensor) -> Tensor {
+        (**self).logits(images)
+    }
+
+    fn input_gradient(&self, images: &Tensor, labels: &Tensor, objective: Objective) -> InputGradient {
+        (**self).input_gradient(images, labels, objective)
+    }
+}
+
+/// Checks that `images` are `[N, C, H, W]`, `f32` or `f64`, finite and in `[0, 1]`.
+///
+/// # Errors
+/// Says which of these does not hold.
+pub fn check_images(images: &Tensor) -> Result<()> {
+    if images.dim() != 4 {
+        return Err(Error::Shape { what: "images", expected: "[N, C, H, W]".into(), found: images.size() });
+    }
+    if !matches!(images.kind(), Kind::Float | Kind::Double) {
+        return Err(Error::range("the type of images", "f32 or f64", format!("{:?}", images.kind())));
+    }
+    if images.numel() == 0 {
+        return Ok(());
+    }
+    let (low, high) = (images.min().double_value(&[]), images.max().double_value(&[]));
+    // NaN fails both comparisons
+    if !(low >= 0.0 && high <= 1.0) {
+        return Err(Error::range(
+            "the range of image values",
+            "inside [0, 1] and without NaN (divide bytes by 255; standardisation happens inside the model)",
+            format!("[{low}, {high}]"),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks that `labels` are `[rows]`, `i64`, in `0..classes`.
+///
+/// # Errors
+/// Says which of these does not hold.
+pub fn check_labels(labels: &Tensor, rows: i64, classes: i64) -> Result<()> {
+    if labels.size() != [rows] {
+        return Err(Error::Shape { what: "labels", expected: format!("[{rows}]"), found: labels.size() });
+    }
+    if labels.kind() != Kind::Int64 {
+        return Err(Error::range("the type of labels", "i64", format!("{:?}", labels.kind())));
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    let (low, high) = (labels.min().int64_value(&[]), labels.max().int64_value(&[]));
+    if low < 0 || high >= classes {
+        return Err(Error::range("labels", format!("0 to {}", classes - 1), format!("{low} to {high}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_images_and_labels_are_named() {
+        let float = (Kind::Float, Device::Cpu);
+        assert!(check_images(&Tensor::zeros([2, 1, 4, 4], float)).is_ok());
+        assert!(check_images(&Tensor::zeros([1, 4, 4], float)).is_err());
+        assert!(check_images(&Tensor::full([2, 1, 4, 4], 255.0, float)).is_err());
+        assert!(check_images(&Tensor::full([2, 1, 4, 4], f64::NAN, float)).is_err());
+        assert!(check_images(&Tensor::zeros([2, 1, 4, 4], (Kind::Uint8, Device::Cpu))).is_err());
+        assert!(check_labels(&Tensor::from_slice(&[0_i64, 9]), 2, 10).is_ok());
+        assert!(check_labels(&Tensor::from_slice(&[0_i64, 10]), 2, 10).is_err());
+        assert!(check_labels(&Tensor::from_slice(&[0_i64]), 2, 10).is_err());
+        assert!(check_labels(&Tensor::from_slice(&[-1_i64, 0]), 2, 10).is_err());
+    }
+}
