@@ -1,0 +1,92 @@
+//! The Momentum Iterative Method.
+
+use serde::{Deserialize, Serialize};
+use talion_core::{Classifier, Error, Result};
+use tch::Tensor;
+
+use crate::{Attack, Batch, attack::step_size};
+
+/// BIM along a running sum of normalised gradients, which carries the attack over poor local maxima and lets its images
+/// fool other classifiers too.
+///
+/// Each gradient is divided by its mean absolute value. The paper divides by the L1 norm; the two differ by the number of
+/// values in an image, a constant that neither the sign nor the normalised direction of the sum can see.
+///
+/// # Source
+/// Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018, algorithm 1; 10 steps of `epsilon / 10` and a
+/// decay factor of 1.0 in section 4.1; the `L2` variant is its equation 9.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mim {
+    /// Number of steps, at least 1. Default 10.
+    pub steps: u32,
+    /// How much of the sum survives a step, the paper's mu, at least 0. Default 1.0.
+    pub decay: f64,
+    /// Size of a step in units of the `[0, 1]` image scale. Default: `None`, which is the paper's `epsilon / steps`.
+    pub step: Option<f64>,
+}
+
+impl Default for Mim {
+    fn default() -> Self {
+        Self { steps: 10, decay: 1.0, step: None }
+    }
+}
+
+impl Attack for Mim {
+    fn name(&self) -> String {
+        let decay = (self.decay != 1.0).then_some(self.decay);
+        let (decay, step) = (crate::spec::suffix("decay", decay), crate::spec::suffix("step", self.step));
+        format!("mim-{}{decay}{step}", self.steps)
+    }
+
+    fn cost(&self) -> u64 {
+        self.steps.into()
+    }
+
+    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
+        batch.check(classifier)?;
+        if !self.decay.is_finite() || self.decay < 0.0 {
+            return Err(Error::range("the decay", "a finite number, at least 0", self.decay));
+        }
+        let (budget, original) = (batch.budget, batch.images.detach());
+        let step = step_size(self.step, 1.0, &budget, self.steps)?;
+        let mut adversarial = original.shallow_clone();
+        let mut momentum = original.zeros_like();
+        for _ in 0..self.steps {
+            momentum = momentum * self.decay + unit_mean(&batch.ascent(classifier, &adversarial));
+            adversarial = budget.project(&original, &(adversarial + budget.steepest(&momentum) * step));
+        }
+        Ok(adversarial)
+    }
+}
+
+/// Each row divided by its mean absolute value; a zero row stays zero.
+fn unit_mean(gradient: &Tensor) -> Tensor {
+    // The largest value is divided out first, so that the mean of huge values cannot overflow, nor that of tiny ones vanish.
+    let rows = [1, 2, 3].as_slice();
+    let scaled = gradient / nonzero(gradient.abs().amax(rows, true));
+    &scaled / nonzero(scaled.abs().mean_dim(rows, true, None))
+}
+
+/// `scale` with its zeros replaced by ones.
+fn nonzero(scale: Tensor) -> Tensor {
+    scale.where_self(&scale.ne(0.0), &scale.ones_like())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_are_normalised_by_their_mean_whatever_their_size() {
+        for scale in [1.0, 1e-40, 3e37] {
+            let row = Tensor::from_slice(&[1.0_f32, -3.0, 0.0, 4.0]).reshape([1, 1, 2, 2]) * scale;
+            let unit = Vec::<f32>::try_from(unit_mean(&row).flatten(0, -1)).unwrap();
+            for (value, expected) in unit.iter().zip([0.5, -1.5, 0.0, 2.0]) {
+                assert!((value - expected).abs() < 1e-3, "{scale}: {unit:?}");
+            }
+        }
+        let zero = Tensor::zeros([1, 1, 2, 2], (tch::Kind::Float, tch::Device::Cpu));
+        assert_eq!(unit_mean(&zero), zero);
+    }
+}
