@@ -40,19 +40,33 @@ pub trait Classifier {
     /// # Shapes
     /// `images` `[N, C, H, W]`, `labels` `[N]` in `0..K`.
     fn input_gradient(&self, images: &Tensor, labels: &Tensor, objective: Objective) -> InputGradient {
-        tch::with_grad(|| {
-            let images = images.detach().set_requires_grad(true);
-            let logits = self.logits(&images);
-            let loss = objective.per_sample(&logits, labels);
-            let gradient = Tensor::run_backward(&[loss.sum(loss.kind())], &[&images], false, false).remove(0);
-            InputGradient { loss: loss.detach(), gradient: gradient.detach(), logits: logits.detach() }
-        })
+        autograd_input_gradient(self, images, labels, objective)
     }
 
     /// The predicted class of each row, `[N]`, computed without gradients.
     fn predict(&self, images: &Tensor) -> Tensor {
         tch::no_grad(|| self.logits(images).argmax(1, false))
     }
+}
+
+/// [`Classifier::input_gradient`] by autograd through [`Classifier::logits`], for implementations that override it for
+/// some of their cases.
+///
+/// # Shapes
+/// As [`Classifier::input_gradient`].
+pub fn autograd_input_gradient<T: Classifier + ?Sized>(
+    classifier: &T,
+    images: &Tensor,
+    labels: &Tensor,
+    objective: Objective,
+) -> InputGradient {
+    tch::with_grad(|| {
+        let images = images.detach().set_requires_grad(true);
+        let logits = classifier.logits(&images);
+        let loss = objective.per_sample(&logits, labels);
+        let gradient = Tensor::run_backward(&[loss.sum(loss.kind())], &[&images], false, false).remove(0);
+        InputGradient { loss: loss.detach(), gradient: gradient.detach(), logits: logits.detach() }
+    })
 }
 
 impl<T: Classifier + ?Sized> Classifier for &T {

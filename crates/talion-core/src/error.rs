@@ -61,6 +61,9 @@ pub enum Error {
     /// Somebody asked the work to stop.
     #[error("interrupted; what was finished is kept")]
     Interrupted,
+    /// An error of the data sets, or of another source that keeps its own type.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
     /// libtorch reported an error.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),
@@ -76,6 +79,11 @@ impl Error {
     /// An [`Error::File`] for `path`.
     pub fn file(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         Self::File { path: path.into(), problem: problem.into() }
+    }
+
+    /// An [`Error::Other`], for use in `map_err`.
+    pub fn other(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Other(Box::new(source))
     }
 
     /// An [`Error::Range`].

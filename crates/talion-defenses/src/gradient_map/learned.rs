@@ -1,0 +1,90 @@
+//! Weights over all labels from a small head, trained together with TRN.
+//!
+//! The expectation of cross-entropy's gradient under the classifier's own softmax is exactly zero, so the weights have
+//! to come from elsewhere: here from a head that reads the sorted logits, their order, and the image's contrast.
+
+use talion_core::Classifier;
+use tch::{Kind, Tensor, nn};
+
+use super::{GradientMapEstimator, MapContext, MapGraph, Maps, magnitude};
+
+/// One map: the gradient of the cross-entropy with the head's distribution over labels.
+pub struct Learned {
+    hidden: (Tensor, Tensor),
+    output: (Tensor, Tensor),
+}
+
+/// Mean, standard deviation and mean absolute horizontal and vertical differences.
+const STATISTICS: i64 = 4;
+const HIDDEN: i64 = 64;
+
+impl Learned {
+    /// A head for `classes` labels with its weights under `path`.
+    pub fn new(path: &nn::Path<'_>, classes: i64) -> Self {
+        let layer = |name: &str, inputs: i64, outputs: i64| {
+            let path = path / name;
+            let weight = path.var("weight", &[outputs, inputs], nn::Init::Const(0.0));
+            (weight, path.var("bias", &[outputs], nn::Init::Const(0.0)))
+        };
+        Self {
+            hidden: layer("hidden", 2 * classes + STATISTICS, HIDDEN),
+            output: layer("output", HIDDEN, classes),
+        }
+    }
+
+    /// The head's distribution over labels, `[N, K]`.
+    fn distribution(&self, logits: &Tensor, images: &Tensor) -> Tensor {
+        let (sorted, _) = logits.sort(1, true);
+        let centred = |values: &Tensor| values - values.mean_dim([1_i64].as_slice(), true, None);
+        let features = Tensor::cat(&[centred(logits), centred(&sorted), statistics(images)], 1);
+        let hidden = features.linear(&self.hidden.0, Some(&self.hidden.1)).relu();
+        hidden.linear(&self.output.0, Some(&self.output.1)).softmax(1, None)
+    }
+}
+
+impl GradientMapEstimator for Learned {
+    fn maps(&self) -> i64 {
+        1
+    }
+
+    fn evidence(&self) -> i64 {
+        1
+    }
+
+    fn estimate(&self, context: &MapContext<'_>, images: &Tensor) -> Maps {
+        let keep = context.graph == MapGraph::Differentiable;
+        let (weights, gradient) = tch::with_grad(|| weighted_gradient(self, context.classifier, images, keep));
+        let gradient = if keep { gradient } else { gradient.detach() };
+        let evidence = magnitude(&gradient).detach() * 0.5
+            + weights.amax([1_i64].as_slice(), true).detach() * 0.5;
+        Maps { maps: context.normalization.apply(&gradient), evidence }
+    }
+}
+
+fn weighted_gradient(
+    head: &Learned,
+    classifier: &dyn Classifier,
+    images: &Tensor,
+    keep: bool,
+) -> (Tensor, Tensor) {
+    let points = if keep && images.requires_grad() {
+        images.shallow_clone()
+    } else {
+        images.detach().set_requires_grad(true)
+    };
+    let logits = classifier.logits(&points);
+    let weights = head.distribution(&logits.detach(), &points.detach());
+    let loss = -(logits.log_softmax(1, None) * &weights).sum(Kind::Float);
+    let gradient = Tensor::run_backward(&[loss], &[&points], keep, keep).remove(0);
+    (weights, gradient)
+}
+
+fn statistics(images: &Tensor) -> Tensor {
+    let rows = [1_i64, 2, 3];
+    let mean = |values: &Tensor| values.mean_dim(rows.as_slice(), false, None).unsqueeze(1);
+    let across = images.diff::<Tensor>(1, 3, None, None).abs();
+    let down = images.diff::<Tensor>(1, 2, None, None).abs();
+    let centre = images.mean_dim(rows.as_slice(), true, None);
+    let spread = mean(&(images - &centre).square()).sqrt();
+    Tensor::cat(&[mean(images), spread, mean(&across) * 4.0, mean(&down) * 4.0], 1)
+}

@@ -1,0 +1,165 @@
+//! Gradient maps: what the second stream of TRN sees.
+//!
+//! The defender does not know the true label, so the gradient that attacked an image cannot be computed; an estimator
+//! takes gradients of cross-entropy at labels and points of its own choice. One estimator a file.
+
+mod coarse;
+mod learned;
+mod oracle;
+mod predicted;
+mod restoration;
+mod spec;
+mod top_k;
+mod walk_back;
+
+use serde::{Deserialize, Serialize};
+use talion_core::{Classifier, InputGradient, Objective};
+use tch::{Kind, Tensor, nn};
+
+pub use coarse::Coarse;
+pub use learned::Learned;
+pub use oracle::Oracle;
+pub use predicted::Predicted;
+pub use restoration::Restoration;
+pub use spec::EstimatorSpec;
+pub use top_k::TopK;
+pub use walk_back::WalkBack;
+
+/// Maps and what else an estimator knows of each image.
+#[derive(Debug)]
+pub struct Maps {
+    /// Normalised gradient maps, `[N, maps * C, H, W]` in `[-1, 1]`.
+    pub maps: Tensor,
+    /// Numbers about each image that help to tell attacked from clean, `[N, E]`, of order 1.
+    pub evidence: Tensor,
+}
+
+/// Whether gradients flow through a map into the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapGraph {
+    /// The map is a constant.
+    Constant,
+    /// The map stays in the graph: its derivative is a second derivative of the classifier.
+    Differentiable,
+}
+
+/// What an estimator works with.
+pub struct MapContext<'a> {
+    /// The bare classifier whose gradients are taken.
+    pub classifier: &'a dyn Classifier,
+    /// How maps are brought to a common scale.
+    pub normalization: Normalization,
+    /// Whether the maps stay in the graph.
+    pub graph: MapGraph,
+    /// A first restoration of the images, `[N, C, H, W]`, for estimators that [need one](EstimatorSpec::needs_coarse).
+    pub coarse: Option<&'a Tensor>,
+    /// The true labels, `[N]`, which only [`Oracle`] reads and only a diagnosis has.
+    pub true_labels: Option<&'a Tensor>,
+    /// Restores images once more, for estimators that refine.
+    pub restore: Option<&'a dyn Fn(&Tensor) -> Tensor>,
+}
+
+/// Estimates the gradient maps of images whose true labels are unknown.
+pub trait GradientMapEstimator {
+    /// Maps per image; each has as many channels as the image.
+    fn maps(&self) -> i64;
+
+    /// Numbers of evidence per image.
+    fn evidence(&self) -> i64;
+
+    /// The maps of a batch.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`; see [`Maps`] for the result.
+    fn estimate(&self, context: &MapContext<'_>, images: &Tensor) -> Maps;
+}
+
+/// Builds the estimator that `spec` names. Learned parts take their weights from `path`.
+pub fn build(spec: &EstimatorSpec, path: &nn::Path<'_>, classes: i64) -> Option<Box<dyn GradientMapEstimator>> {
+    Some(match *spec {
+        EstimatorSpec::None => return None,
+        EstimatorSpec::Restoration => Box::new(Restoration),
+        EstimatorSpec::Predicted => Box::new(Predicted),
+        EstimatorSpec::TopK { k } => Box::new(TopK { k: k.min(classes) }),
+        EstimatorSpec::Coarse { refinements } => Box::new(Coarse { refinements }),
+        EstimatorSpec::WalkBack => Box::new(WalkBack),
+        EstimatorSpec::Learned => Box::new(Learned::new(path, classes)),
+        EstimatorSpec::Oracle => Box::new(Oracle),
+    })
+}
+
+/// How a raw gradient becomes a map. All are invariant to the gradient's scale, per sample, and map zero to zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalization {
+    /// Divided by three times its root mean square, then clamped to `[-1, 1]`: keeps relative sizes, bounds outliers.
+    #[default]
+    Rms,
+    /// Divided by its largest absolute value.
+    Max,
+    /// Its sign: what an `Linf` attacker follows.
+    Sign,
+}
+
+impl Normalization {
+    /// The map of each row of `gradient`.
+    ///
+    /// # Shapes
+    /// `[N, C, H, W]` in and out; the result lies in `[-1, 1]`. A zero row stays zero.
+    pub fn apply(self, gradient: &Tensor) -> Tensor {
+        let rows = [1_i64, 2, 3];
+        // The largest value first: squares of the tiny gradients of a saturated softmax would underflow to zero.
+        let largest = gradient.abs().amax(rows.as_slice(), true);
+        let scaled = gradient / largest.where_self(&largest.gt(0.0), &largest.ones_like());
+        match self {
+            Self::Max => scaled,
+            Self::Sign => scaled.sign(),
+            Self::Rms => {
+                let mean_square = scaled.square().mean_dim(rows.as_slice(), true, None);
+                // a row of zeros has mean square 0; any positive number in its place leaves it zero
+                let safe = mean_square.where_self(&mean_square.gt(0.0), &mean_square.ones_like());
+                (scaled * (safe.rsqrt() / 3.0)).clamp(-1.0, 1.0)
+            }
+        }
+    }
+}
+
+/// Cross-entropy's gradient at `points` for `labels`, in the graph or not as `graph` says.
+pub(crate) fn raw_gradient(
+    classifier: &dyn Classifier,
+    points: &Tensor,
+    labels: &Tensor,
+    graph: MapGraph,
+) -> InputGradient {
+    if graph == MapGraph::Constant {
+        return classifier.input_gradient(&points.detach(), labels, Objective::CrossEntropy);
+    }
+    tch::with_grad(|| {
+        let points = if points.requires_grad() {
+            points.shallow_clone()
+        } else {
+            points.detach().set_requires_grad(true)
+        };
+        let logits = classifier.logits(&points);
+        let loss = Objective::CrossEntropy.per_sample(&logits, labels);
+        let gradient = Tensor::run_backward(&[loss.sum(loss.kind())], &[&points], true, true).remove(0);
+        InputGradient { loss, gradient, logits }
+    })
+}
+
+/// The logarithm of each row's mean absolute gradient, brought to order 1: how hard the classifier can be pushed.
+pub(crate) fn magnitude(gradient: &Tensor) -> Tensor {
+    let mean = gradient.abs().mean_dim([1_i64, 2, 3].as_slice(), false, None);
+    // Saturated gradients reach 1e-12 and below; the sum keeps the logarithm finite.
+    ((mean + 1e-12).log() / 10.0 + 1.0).unsqueeze(1)
+}
+
+/// The probability that `logits` give to `labels`, `[N, 1]`.
+pub(crate) fn probability(logits: &Tensor, labels: &Tensor) -> Tensor {
+    logits.softmax(1, None).gather(1, &labels.unsqueeze(1), false)
+}
+
+/// No evidence: `[N, 0]`.
+pub(crate) fn no_evidence(images: &Tensor) -> Tensor {
+    Tensor::zeros([images.size()[0], 0], (Kind::Float, images.device())).to_kind(images.kind())
+}

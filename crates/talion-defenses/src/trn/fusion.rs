@@ -1,0 +1,57 @@
+//! The Fusion Block: explores the two streams, then fuses them.
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use super::layers::Conv;
+
+/// How a Fusion Block joins the streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fusion {
+    /// Explore: each stream is gated, pixel by pixel and channel by channel, by what both say there, and a gate over
+    /// the whole image can close the gradient stream. Then fuse with a 3x3 convolution onto the image stream.
+    #[default]
+    Gated,
+    /// A 3x3 convolution over both streams side by side.
+    Concatenation,
+}
+
+/// Joins the streams at one scale.
+pub(super) struct FusionBlock {
+    gates: Option<Gates>,
+    merge: Conv,
+}
+
+struct Gates {
+    local: Conv,
+    global: Conv,
+}
+
+impl FusionBlock {
+    pub(super) fn new(path: &nn::Path<'_>, width: i64, fusion: Fusion) -> Self {
+        let gates = (fusion == Fusion::Gated).then(|| Gates {
+            local: Conv::new(&(path / "local"), 2 * width, 2 * width, 1, 1),
+            global: Conv::new(&(path / "global"), 2 * width, width, 1, 1),
+        });
+        Self { gates, merge: Conv::new(&(path / "merge"), 2 * width, width, 3, 1) }
+    }
+
+    /// # Shapes
+    /// Both streams `[N, W, h, w]`; so is the result.
+    pub(super) fn forward(&self, image: &Tensor, gradient: &Tensor) -> Tensor {
+        let both = Tensor::cat(&[image, gradient], 1);
+        let explored = match &self.gates {
+            None => both,
+            Some(gates) => {
+                let local = gates.local.forward(&both).sigmoid();
+                let summary = both.mean_dim([2_i64, 3].as_slice(), true, None);
+                let open = gates.global.forward(&summary).sigmoid();
+                let gated = both * local;
+                let streams = gated.chunk(2, 1);
+                Tensor::cat(&[&streams[0], &(&streams[1] * open)], 1)
+            }
+        };
+        (self.merge.forward(&explored) + image).relu_()
+    }
+}

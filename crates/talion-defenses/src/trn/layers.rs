@@ -1,0 +1,117 @@
+//! Layers of the restoration network: no norms, so that a row never depends on its batch.
+
+use talion_models::channels_last;
+use tch::{Tensor, nn};
+
+/// A convolution with bias that keeps the size, or halves it with `stride` 2.
+pub(super) struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv {
+    pub(super) fn new(path: &nn::Path<'_>, inputs: i64, outputs: i64, size: i64, stride: i64) -> Self {
+        Self {
+            weight: path.var("weight", &[outputs, inputs, size, size], nn::Init::Const(0.0)),
+            bias: path.var("bias", &[outputs], nn::Init::Const(0.0)),
+            stride,
+            padding: size / 2,
+        }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
+        let (stride, padding) = (self.stride, self.padding);
+        x.conv2d(&self.weight, Some(&self.bias), [stride, stride], [padding, padding], [1, 1], 1)
+    }
+
+    /// Makes the layer's output zero, or small where zero would stop its inputs from learning.
+    pub(super) fn scale_weights(&self, factor: f64) {
+        let _ = self.weight.shallow_clone().g_mul_scalar_(factor);
+    }
+}
+
+/// Two convolutions around a skip (He et al. 2016).
+pub(super) struct Residual {
+    first: Conv,
+    second: Conv,
+}
+
+impl Residual {
+    pub(super) fn new(path: &nn::Path<'_>, width: i64) -> Self {
+        Self {
+            first: Conv::new(&(path / "first"), width, width, 3, 1),
+            second: Conv::new(&(path / "second"), width, width, 3, 1),
+        }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
+        (self.second.forward(&self.first.forward(x).relu_()) + x).relu_()
+    }
+}
+
+/// One stream's features at every scale.
+pub(super) struct Encoder {
+    entries: Vec<Conv>,
+    blocks: Vec<Residual>,
+}
+
+impl Encoder {
+    pub(super) fn new(path: &nn::Path<'_>, inputs: i64, widths: &[i64]) -> Self {
+        let (mut entries, mut blocks) = (Vec::new(), Vec::new());
+        let mut channels = inputs;
+        for (scale, &width) in widths.iter().enumerate() {
+            let path = path / format!("scale{scale}");
+            entries.push(Conv::new(&(&path / "entry"), channels, width, 3, if scale == 0 { 1 } else { 2 }));
+            blocks.push(Residual::new(&(&path / "block"), width));
+            channels = width;
+        }
+        Self { entries, blocks }
+    }
+
+    /// Features from full resolution to the coarsest.
+    pub(super) fn forward(&self, input: &Tensor) -> Vec<Tensor> {
+        let mut x = channels_last(input);
+        let mut features = Vec::with_capacity(self.blocks.len());
+        for (entry, block) in self.entries.iter().zip(&self.blocks) {
+            x = block.forward(&entry.forward(&x).relu_());
+            features.push(x.shallow_clone());
+        }
+        features
+    }
+}
+
+/// From the coarsest scale back to an image-like residual, taking in each scale's features on the way.
+pub(super) struct Decoder {
+    rises: Vec<Conv>,
+    blocks: Vec<Residual>,
+    output: Conv,
+}
+
+impl Decoder {
+    pub(super) fn new(path: &nn::Path<'_>, widths: &[i64], outputs: i64) -> Self {
+        let (mut rises, mut blocks) = (Vec::new(), Vec::new());
+        for scale in 0..widths.len() - 1 {
+            let path = path / format!("scale{scale}");
+            rises.push(Conv::new(&(&path / "rise"), widths[scale + 1], widths[scale], 1, 1));
+            blocks.push(Residual::new(&(&path / "block"), widths[scale]));
+        }
+        Self { rises, blocks, output: Conv::new(&(path / "output"), widths[0], outputs, 3, 1) }
+    }
+
+    pub(super) fn forward(&self, mut features: Vec<Tensor>) -> Option<Tensor> {
+        let mut x = features.pop()?;
+        for (skip, (rise, block)) in features.iter().zip(self.rises.iter().zip(&self.blocks)).rev() {
+            let size = skip.size();
+            // 1x1 before enlarging: the same result at a quarter of the work
+            let risen = rise.forward(&x).upsample_nearest2d([size[2], size[3]], None, None);
+            x = block.forward(&(risen + skip));
+        }
+        Some(self.output.forward(&x))
+    }
+
+    pub(super) fn start_as_identity(&self) {
+        self.output.scale_weights(0.0);
+    }
+}

@@ -1,0 +1,264 @@
+//! The Two-stream Restoration Network: what it is made of, and how an image goes through it.
+
+mod fusion;
+mod layers;
+mod network;
+mod spec;
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Deserialize, Serialize};
+use talion_core::{Archive, Classifier, Error, Result, Tensors};
+use talion_models::training::{initialise, load_variables, variables};
+use tch::{Device, Tensor, nn};
+
+pub use fusion::Fusion;
+pub use spec::TrnSpec;
+
+use crate::gradient_map::{self, GradientMapEstimator, MapContext, MapGraph};
+use network::{Network, Streams};
+
+/// What a TRN file says of itself, kept in the file's header.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrnCard {
+    /// What kind of file this is: always `trn`.
+    pub kind: String,
+    /// How to build the network.
+    pub spec: TrnSpec,
+    /// Classes of the classifier it was trained with.
+    pub classes: i64,
+    /// Architecture of the classifier it was trained with.
+    pub classifier: String,
+    /// The data set trained on.
+    pub dataset: String,
+    /// Seed of the training run.
+    pub seed: u64,
+    /// The full training configuration.
+    pub training: serde_json::Value,
+    /// Measured figures by name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl TrnCard {
+    /// The `kind` of a TRN's card.
+    pub const KIND: &'static str = "trn";
+}
+
+/// What is computed of an image before the second stream runs: the same whether the network is being trained or used,
+/// so training can keep it.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The first restoration's residual before its bound, `[N, C, H, W]`; none without a first pass.
+    pub first: Option<Tensor>,
+    /// Gradient maps, `[N, maps * C, H, W]`; none in a one-stream network.
+    pub maps: Option<Tensor>,
+    /// Evidence, `[N, E]`; none in a one-stream network.
+    pub evidence: Option<Tensor>,
+}
+
+/// A restoration network with its gradient map estimator.
+///
+/// With an estimator of [`gradient_map::EstimatorSpec::None`] it is the one-stream twin. An estimator that needs a
+/// first restoration brings a frozen one-stream network with it, whose residual the second pass corrects: at
+/// initialisation the whole is the first pass alone, and a one-stream network at initialisation is the identity.
+pub struct Trn {
+    card: TrnCard,
+    store: nn::VarStore,
+    first: Option<Network>,
+    main: Network,
+    estimator: Option<Box<dyn GradientMapEstimator>>,
+}
+
+impl Trn {
+    /// A freshly initialised network; the weights depend on `card.seed` alone.
+    ///
+    /// # Errors
+    /// If the specification is invalid.
+    pub fn new(card: TrnCard, device: Device) -> Result<Self> {
+        card.spec.validate()?;
+        let store = nn::VarStore::new(device);
+        let root = store.root();
+        let estimator = gradient_map::build(&card.spec.estimator, &(&root / "estimator"), card.classes);
+        let streams = Streams {
+            channels: card.spec.channels,
+            first_pass: card.spec.first.is_some(),
+            gradient: estimator.as_ref().map(|estimator| (estimator.maps(), estimator.evidence())),
+        };
+        let main = Network::new(&(&root / "main"), &card.spec, streams);
+        let first = card.spec.first.as_deref().map(|spec| {
+            Network::new(&(&root / "first"), spec, Streams::one(card.spec.channels))
+        });
+        initialise(&store, card.seed);
+        tch::no_grad(|| {
+            main.start_as_identity();
+            first.iter().for_each(Network::start_as_identity);
+        });
+        let trn = Self { card, store, first, main, estimator };
+        trn.freeze_first();
+        Ok(trn)
+    }
+
+    /// Copies a trained one-stream network into the first pass.
+    ///
+    /// # Errors
+    /// If this network has no first pass, or one of another shape.
+    pub fn set_first(&mut self, one_stream: &Trn) -> Result<()> {
+        if self.card.spec.first.as_deref() != Some(&one_stream.card.spec) {
+            return Err(Error::Refused(format!(
+                "the first pass is {:?}, but the network given for it is {:?}",
+                self.card.spec.first, one_stream.card.spec
+            )));
+        }
+        let mut all = variables(&self.store);
+        for (name, tensor) in variables(&one_stream.store) {
+            if let Some(rest) = name.strip_prefix("main.") {
+                all.insert(format!("first.{rest}"), tensor);
+            }
+        }
+        load_variables(&self.store, &all)
+    }
+
+    /// The first pass is not trained again.
+    fn freeze_first(&self) {
+        for (name, tensor) in self.store.variables() {
+            if name.starts_with("first.") {
+                let _ = tensor.set_requires_grad(false);
+            }
+        }
+    }
+
+    /// Reads a TRN file; its weights take no gradients.
+    ///
+    /// # Errors
+    /// If the file is missing, damaged, of another kind, or its tensors do not fit its own specification.
+    pub fn load(path: &Path, device: Device) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        Self::from_bytes(&bytes, path, device)
+    }
+
+    /// As [`Trn::load`], from memory; `origin` is named in errors.
+    ///
+    /// # Errors
+    /// As [`Trn::load`].
+    pub fn from_bytes(bytes: &[u8], origin: &Path, device: Device) -> Result<Self> {
+        let archive = Archive::<TrnCard>::from_bytes(bytes, origin)?;
+        if archive.header.kind != TrnCard::KIND {
+            return Err(Error::file(origin, format!("holds a {}, not a TRN", archive.header.kind)));
+        }
+        let trn = Self::new(archive.header, device)?;
+        load_variables(&trn.store, &archive.tensors)
+            .map_err(|error| Error::file(origin, format!("does not fit its own header: {error}")))?;
+        Ok(trn.freeze())
+    }
+
+    /// Writes weights and card, whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        Archive { header: self.card.clone(), tensors: self.tensors() }.save(path)
+    }
+
+    /// Turns off gradients for the weights.
+    #[must_use]
+    pub fn freeze(mut self) -> Self {
+        self.store.freeze();
+        self
+    }
+
+    /// The same network in double precision, for checking gradients.
+    #[must_use]
+    pub fn to_double(mut self) -> Self {
+        self.store.double();
+        self.freeze()
+    }
+
+    /// The weights by name.
+    pub fn tensors(&self) -> Tensors {
+        variables(&self.store)
+    }
+
+    /// The card.
+    pub fn card(&self) -> &TrnCard {
+        &self.card
+    }
+
+    /// The card, to add figures to.
+    pub fn card_mut(&mut self) -> &mut TrnCard {
+        &mut self.card
+    }
+
+    /// Its variables, for a training loop.
+    pub fn store(&self) -> &nn::VarStore {
+        &self.store
+    }
+
+    /// Number of weights, the first pass included.
+    pub fn parameters(&self) -> usize {
+        self.store.variables().values().map(Tensor::numel).sum()
+    }
+
+    /// Runs the first pass and the estimator.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`; `true_labels` `[N]`, for the oracle only.
+    pub fn prepare(
+        &self,
+        classifier: &dyn Classifier,
+        images: &Tensor,
+        graph: MapGraph,
+        true_labels: Option<&Tensor>,
+    ) -> Prepared {
+        let first = self.first.as_ref().map(|network| network.residual(images, &Prepared::nothing()));
+        let Some(estimator) = &self.estimator else {
+            return Prepared { first, maps: None, evidence: None };
+        };
+        let coarse = first.as_ref().map(|residual| self.apply(images, residual));
+        let again = |images: &Tensor| match &self.first {
+            Some(network) => self.apply(images, &network.residual(images, &Prepared::nothing())),
+            None => images.shallow_clone(),
+        };
+        let context = MapContext {
+            classifier,
+            normalization: self.card.spec.normalization,
+            graph,
+            coarse: coarse.as_ref(),
+            true_labels,
+            restore: Some(&again),
+        };
+        let maps = estimator.estimate(&context, images);
+        Prepared { first, maps: Some(maps.maps), evidence: Some(maps.evidence) }
+    }
+
+    /// Restores images of which everything else has been prepared.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`; the result too.
+    pub fn restore_prepared(&self, images: &Tensor, prepared: &Prepared) -> Tensor {
+        let residual = self.main.residual(images, prepared);
+        match &prepared.first {
+            Some(first) => self.apply(images, &(first + residual)),
+            None => self.apply(images, &residual),
+        }
+    }
+
+    /// Restores images for `classifier`, differentiable with respect to them; whether through the maps, `graph` says.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`; the result too.
+    pub fn restore(&self, classifier: &dyn Classifier, images: &Tensor, graph: MapGraph) -> Tensor {
+        self.restore_prepared(images, &self.prepare(classifier, images, graph, None))
+    }
+
+    /// The image plus the bounded residual, inside the box.
+    fn apply(&self, images: &Tensor, residual: &Tensor) -> Tensor {
+        (images + residual.tanh() * self.card.spec.bound).clamp(0.0, 1.0)
+    }
+}
+
+impl Prepared {
+    /// What a one-stream network is given beside the image.
+    pub fn nothing() -> Self {
+        Self { first: None, maps: None, evidence: None }
+    }
+}

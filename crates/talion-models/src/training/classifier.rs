@@ -1,0 +1,264 @@
+//! Training a classifier: SGD with Nesterov momentum, one cycle, light augmentation.
+
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path, time::Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use talion_core::{Classifier, Error, Result, Tensors, shuffled};
+use talion_data::{Augmentation, Dataset, DatasetInfo};
+use tch::{Device, Reduction, Tensor};
+
+use super::{Event, Observer, Optimizer, Parameters, Precision, Snapshot, one_cycle};
+use crate::{Architecture, Mode, Model, ModelCard, ModelSpec};
+
+/// How to train a classifier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierTraining {
+    /// The network.
+    pub architecture: Architecture,
+    /// Passes over the training images.
+    pub epochs: u64,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Highest learning rate of the cycle.
+    pub peak_rate: f64,
+    /// Share of the steps during which the rate rises.
+    pub warmup: f64,
+    /// Nesterov momentum.
+    pub momentum: f64,
+    /// Weight decay of convolutions and linear layers.
+    pub weight_decay: f64,
+    /// Label smoothing (Szegedy et al. 2016), 0 for none.
+    pub label_smoothing: f64,
+    /// Decay a step of an exponential average of the weights that replaces them at the end; `None` for none.
+    pub average: Option<f64>,
+    /// What is done to each training image.
+    pub augmentation: Augmentation,
+    /// Arithmetic of the convolutions.
+    pub precision: Precision,
+    /// Training images set aside to measure on.
+    pub validation: usize,
+    /// Seed of initial weights, order, augmentation and validation split.
+    pub seed: u64,
+}
+
+impl Default for ClassifierTraining {
+    fn default() -> Self {
+        Self {
+            architecture: Architecture { family: crate::Family::ResNet18, width: 16 },
+            epochs: 10,
+            batch_size: 128,
+            peak_rate: 0.1,
+            warmup: 0.25,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            label_smoothing: 0.0,
+            average: None,
+            augmentation: Augmentation { pad: 2, flip: true, cutout: 0 },
+            precision: Precision::Auto,
+            validation: 2000,
+            seed: 1,
+        }
+    }
+}
+
+impl ClassifierTraining {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Names the first that cannot be used.
+    pub fn validate(&self) -> Result<()> {
+        let checks = [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", (2..=65_536).contains(&self.batch_size), "2 to 65536"),
+            ("peak_rate", self.peak_rate > 0.0 && self.peak_rate.is_finite(), "above 0"),
+            ("warmup", (0.0..1.0).contains(&self.warmup), "0 to below 1"),
+            ("momentum", (0.0..1.0).contains(&self.momentum), "0 to below 1"),
+            ("weight_decay", (0.0..1.0).contains(&self.weight_decay), "0 to below 1"),
+            ("label_smoothing", (0.0..1.0).contains(&self.label_smoothing), "0 to below 1"),
+            ("average", self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "0 to below 1"),
+        ];
+        match checks.into_iter().find(|(_, holds, _)| !holds) {
+            Some((name, _, expected)) => {
+                let found = serde_json::to_value(self).map(|all| all[name].to_string()).unwrap_or_default();
+                Err(Error::range(name, expected, found))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Trains a classifier on `data` and returns it frozen, with its validation accuracy on its card.
+///
+/// With a `snapshot` path the run can be killed at any moment and goes on from its last snapshot with the same result,
+/// because order and augmentation depend on seed, epoch and sample alone.
+///
+/// # Errors
+/// If the configuration does not fit, a snapshot cannot be used, or the observer asked to stop.
+pub fn train_classifier(
+    config: &ClassifierTraining,
+    data: &Dataset,
+    device: Device,
+    snapshot: Option<&Path>,
+    observe: &mut Observer<'_>,
+) -> Result<Model> {
+    config.validate()?;
+    if data.len() < config.validation + config.batch_size {
+        let expected = format!("more than validation + batch size = {}", config.validation + config.batch_size);
+        return Err(Error::range("the number of training images", expected, data.len()));
+    }
+    let (train, validation) = data.split_validation(config.validation, config.seed).map_err(Error::other)?;
+    let run = json!({ "config": config, "data": data.sha256() });
+    let trainer = Trainer::new(config, &train, device, Snapshot::new(snapshot, run))?;
+    trainer.run(&train, &validation, observe)
+}
+
+struct Trainer<'a> {
+    config: &'a ClassifierTraining,
+    model: Model,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    average: Option<Tensor>,
+    snapshot: Snapshot,
+    steps_per_epoch: u64,
+    /// An epoch and its order of images, kept while that epoch lasts.
+    order: (Option<u64>, Vec<usize>),
+}
+
+/// Steps between two reports; the loss is only read from the device then.
+const REPORT_EVERY: u64 = 10;
+/// Seconds between two snapshots.
+const SNAPSHOT_SECONDS: u64 = 60;
+
+impl<'a> Trainer<'a> {
+    fn new(config: &'a ClassifierTraining, train: &Dataset, device: Device, snapshot: Snapshot) -> Result<Self> {
+        let statistics = DatasetInfo::of(train);
+        let (mean, std) = (statistics.means, statistics.stds);
+        let card = ModelCard {
+            kind: ModelCard::KIND.into(),
+            spec: ModelSpec {
+                architecture: config.architecture,
+                channels: train.channels() as i64,
+                classes: train.classes() as i64,
+                mean,
+                std,
+            },
+            dataset: train.name().to_owned(),
+            image_size: [train.height() as i64, train.width() as i64],
+            class_names: train.class_names().to_vec(),
+            seed: config.seed,
+            training: serde_json::to_value(config).unwrap_or_default(),
+            metrics: BTreeMap::new(),
+        };
+        let model = Model::new(card, device)?;
+        let parameters = Parameters::new(model.store());
+        let optimizer = Optimizer::sgd(&parameters, config.momentum, config.weight_decay);
+        let average = config.average.map(|_| parameters.flat().copy());
+        // A last partial batch is left out: its batch statistics would be noisy.
+        let steps_per_epoch = (train.len() / config.batch_size) as u64;
+        Ok(Self { config, model, parameters, optimizer, average, snapshot, steps_per_epoch, order: (None, Vec::new()) })
+    }
+
+    fn run(mut self, train: &Dataset, validation: &Dataset, observe: &mut Observer<'_>) -> Result<Model> {
+        let total = self.steps_per_epoch * self.config.epochs;
+        let mut step = self.resume(observe)?;
+        let (mut reported, mut saved) = ((Instant::now(), step), Instant::now());
+        while step < total {
+            let loss = self.step(train, step, total)?;
+            step += 1;
+            let epoch_ends = step.is_multiple_of(self.steps_per_epoch);
+            if step.is_multiple_of(REPORT_EVERY) || epoch_ends {
+                let images = (step - reported.1) * self.config.batch_size as u64;
+                let images_per_second = images as f64 / reported.0.elapsed().as_secs_f64();
+                reported = (Instant::now(), step);
+                let event = Event::Progress { step, total, loss: loss.double_value(&[]), images_per_second };
+                self.tell(observe, step, &event)?;
+            }
+            if epoch_ends {
+                let metrics = BTreeMap::from([("accuracy".into(), self.accuracy(validation)?)]);
+                let event = Event::Validated { epoch: step / self.steps_per_epoch, step, metrics };
+                self.tell(observe, step, &event)?;
+                reported.0 = Instant::now();
+            }
+            if saved.elapsed().as_secs() >= SNAPSHOT_SECONDS {
+                self.save(step)?;
+                saved = Instant::now();
+            }
+        }
+        self.finish(validation)
+    }
+
+    fn resume(&mut self, observe: &mut Observer<'_>) -> Result<u64> {
+        let Some((step, mut extra)) = self.snapshot.restore(&mut self.parameters, &mut self.optimizer)? else {
+            return Ok(0);
+        };
+        if let (Some(average), Some(found)) = (&mut self.average, extra.remove("average")) {
+            average.copy_(&found);
+        }
+        self.tell(observe, step, &Event::Resumed { step })?;
+        Ok(step)
+    }
+
+    fn step(&mut self, train: &Dataset, step: u64, total: u64) -> Result<Tensor> {
+        let config = self.config;
+        let (epoch, place) = (step / self.steps_per_epoch, (step % self.steps_per_epoch) as usize);
+        if self.order.0 != Some(epoch) {
+            self.order = (Some(epoch), shuffled(train.len(), config.seed, "order", epoch));
+        }
+        let indices = &self.order.1[place * config.batch_size..(place + 1) * config.batch_size];
+        let device = self.model.device();
+        let images = config.augmentation.apply(train, indices, config.seed, epoch).map_err(Error::other)?;
+        let images = images.to_device(device);
+        let labels = train.label_tensor(indices).map_err(Error::other)?.to_device(device);
+        let logits = self.model.forward(&images, Mode::Train, config.precision.kind(device));
+        let loss =
+            logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Mean, -100, config.label_smoothing);
+        let gradient = self.parameters.gradient(&loss);
+        let rate = one_cycle(step, total, config.peak_rate, config.warmup);
+        self.optimizer.step(&mut self.parameters, &gradient, rate, step);
+        if let (Some(average), Some(decay)) = (&mut self.average, config.average) {
+            let _ = tch::no_grad(|| average.lerp_(self.parameters.flat(), 1.0 - decay));
+        }
+        Ok(loss.detach())
+    }
+
+    /// Passes an event on; if the observer wants to stop, saves first.
+    fn tell(&self, observe: &mut Observer<'_>, step: u64, event: &Event) -> Result<()> {
+        match observe(event) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => {
+                self.save(step)?;
+                Err(Error::Interrupted)
+            }
+        }
+    }
+
+    fn save(&self, step: u64) -> Result<()> {
+        let extra: Tensors =
+            self.average.iter().map(|average| ("average".to_owned(), average.shallow_clone())).collect();
+        self.snapshot.save(step, &self.parameters, &self.optimizer, extra)
+    }
+
+    fn accuracy(&self, data: &Dataset) -> Result<f64> {
+        let indices: Vec<usize> = (0..data.len()).collect();
+        let mut right = 0;
+        for chunk in indices.chunks(self.config.batch_size) {
+            let (images, labels) = data.tensor(chunk).map_err(Error::other)?;
+            let predicted = self.model.predict(&images.to_device(self.model.device()));
+            let matches = predicted.eq_tensor(&labels.to_device(predicted.device()));
+            right += matches.sum(tch::Kind::Int64).int64_value(&[]);
+        }
+        Ok(right as f64 / data.len().max(1) as f64)
+    }
+
+    fn finish(mut self, validation: &Dataset) -> Result<Model> {
+        if let Some(average) = &self.average {
+            self.parameters.assign(average);
+        }
+        let accuracy = self.accuracy(validation)?;
+        self.model.card_mut().metrics.insert("validation_accuracy".into(), accuracy);
+        self.snapshot.discard()?;
+        Ok(self.model.freeze())
+    }
+}
