@@ -119,3 +119,86 @@ pub(crate) fn assemble(batches: &[Vec<u8>], layout: Layout, split: Split) -> Res
         class_names: layout.name.owned_class_names(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TEN: Layout = Layout { name: DatasetName::Cifar10, records: 2 };
+    const HUNDRED: Layout = Layout { name: DatasetName::Cifar100, records: 2 };
+
+    fn record(labels: &[u8], fill: u8) -> Vec<u8> {
+        [labels, &[fill; 1024], &[fill + 1; 1024], &[fill + 2; 1024]].concat()
+    }
+
+    fn check(bytes: &[u8], layout: Layout) -> Result<()> {
+        check_batch(bytes, Path::new("batch.bin"), layout)
+    }
+
+    #[test]
+    fn records_become_images_and_labels() {
+        let first = [record(&[3], 10), record(&[9], 20)].concat();
+        let second = [record(&[0], 30), record(&[1], 40)].concat();
+        check(&first, TEN).unwrap();
+        let data = assemble(&[first, second], TEN, Split::Train).unwrap();
+        assert_eq!(data.labels(), [3, 9, 0, 1]);
+        let image = data.image_bytes(2).unwrap();
+        assert_eq!((image[0], image[1024], image[3071]), (30, 31, 32));
+    }
+
+    #[test]
+    fn the_fine_label_of_cifar100_counts() {
+        let bytes = [record(&[19, 99], 1), record(&[0, 42], 2)].concat();
+        check(&bytes, HUNDRED).unwrap();
+        assert_eq!(assemble(&[bytes], HUNDRED, Split::Test).unwrap().labels(), [99, 42]);
+    }
+
+    #[test]
+    fn wrong_lengths_and_labels_are_refused() {
+        let whole = [record(&[3], 10), record(&[9], 20)].concat();
+        for cut in [0, 1, 3073, whole.len() - 1] {
+            assert!(check(&whole[..cut], TEN).unwrap_err().to_string().contains("truncated"), "cut at {cut}");
+        }
+        for extra in [1, 3073] {
+            let bytes = [whole.clone(), vec![0; extra]].concat();
+            assert!(check(&bytes, TEN).unwrap_err().to_string().contains("too long"), "{extra} more");
+        }
+        let damaged = [record(&[3], 10), record(&[10], 20)].concat();
+        assert!(check(&damaged, TEN).unwrap_err().to_string().contains("[10] in record 1"));
+        let coarse = [record(&[20, 99], 1), record(&[0, 42], 2)].concat();
+        assert!(check(&coarse, HUNDRED).is_err());
+        let fine = [record(&[19, 100], 1), record(&[0, 42], 2)].concat();
+        assert!(check(&fine, HUNDRED).is_err());
+    }
+
+    #[test]
+    fn files_are_found_with_and_without_the_archive_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let test = record(&[1], 5).repeat(10_000);
+        fs::write(root.path().join("test_batch.bin"), &test).unwrap();
+        let bare = load(DatasetName::Cifar10, Split::Test, root.path()).unwrap();
+        assert_eq!((bare.len(), bare.labels()[9_999]), (10_000, 1));
+        let inner = root.path().join("cifar-10-batches-bin");
+        fs::create_dir(&inner).unwrap();
+        fs::rename(root.path().join("test_batch.bin"), inner.join("test_batch.bin")).unwrap();
+        assert_eq!(load(DatasetName::Cifar10, Split::Test, root.path()).unwrap().sha256(), bare.sha256());
+        let error = load(DatasetName::Cifar10, Split::Train, root.path()).unwrap_err().to_string();
+        assert!(error.contains("data_batch_1.bin is missing") && error.contains("talion data fetch cifar10"));
+        fs::write(inner.join("test_batch.bin"), &test[..test.len() - 1]).unwrap();
+        assert!(load(DatasetName::Cifar10, Split::Test, root.path()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4), records in 0usize..3) {
+            let bytes = bytes.repeat(3073 / 3);
+            for name in [DatasetName::Cifar10, DatasetName::Cifar100] {
+                let _ = check(&bytes, Layout { name, records });
+            }
+        }
+    }
+}

@@ -167,3 +167,101 @@ pub(crate) fn push_planes(interleaved: &[u8], planes: &mut Vec<u8>) {
         planes.extend(interleaved.iter().skip(channel).step_by(3));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image::{GrayImage, Rgb, RgbImage, RgbaImage};
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn root_with(classes: &[&str]) -> TempDir {
+        let root = tempfile::tempdir().unwrap();
+        classes.iter().for_each(|class| fs::create_dir_all(root.path().join(class)).unwrap());
+        root
+    }
+
+    fn save(root: &TempDir, file: &str, image: impl Into<DynamicImage>) {
+        image.into().save(root.path().join(file)).unwrap();
+    }
+
+    fn message(root: &TempDir) -> String {
+        load(root.path(), Split::Test).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn classes_and_files_come_in_the_order_of_their_names() {
+        let root = root_with(&["dog", "cat"]);
+        save(&root, "dog/1.png", RgbImage::from_pixel(3, 2, Rgb([1, 2, 3])));
+        save(&root, "cat/b.png", RgbImage::from_pixel(3, 2, Rgb([4, 5, 6])));
+        save(&root, "cat/a.png", GrayImage::new(3, 2));
+        save(&root, "cat/c.jpg", RgbImage::new(3, 2));
+        fs::write(root.path().join("cat/notes.txt"), "not an image").unwrap();
+        fs::write(root.path().join(".hidden"), "").unwrap();
+        let data = load(root.path(), Split::Test).unwrap();
+        assert_eq!(data.class_names(), ["cat", "dog"]);
+        assert_eq!(data.labels(), [0, 0, 0, 1]);
+        assert_eq!((data.channels(), data.height(), data.width()), (3, 2, 3));
+        assert_eq!(data.image_bytes(1).unwrap(), [[4; 6], [5; 6], [6; 6]].concat());
+        assert_eq!(data.image_bytes(0).unwrap(), [0; 18]);
+    }
+
+    #[test]
+    fn gray_images_keep_one_channel_and_splits_have_folders() {
+        let root = root_with(&["train/a", "test/a"]);
+        save(&root, "train/a/1.png", GrayImage::from_pixel(2, 2, image::Luma([9])));
+        save(&root, "test/a/1.png", GrayImage::from_pixel(2, 2, image::Luma([8])));
+        let data = load(root.path(), Split::Train).unwrap();
+        assert_eq!((data.channels(), data.images()), (1, &[9; 4][..]));
+        assert_eq!(load(root.path(), Split::Test).unwrap().images(), [8; 4]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let root = root_with(&["a"]);
+        assert!(message(&root).contains("at least one .png"));
+        save(&root, "a/1.png", RgbImage::new(3, 2));
+        save(&root, "a/2.png", RgbImage::new(2, 3));
+        let error = message(&root);
+        assert!(error.contains("2.png: expected 3 x 2") && error.contains("1.png, found 2 x 3"), "{error}");
+        save(&root, "a/2.png", RgbaImage::new(3, 2));
+        assert!(message(&root).contains("transparency"));
+        fs::write(root.path().join("a/2.png"), "GIF89a").unwrap();
+        assert!(message(&root).contains("2.png: expected an intact PNG"));
+        assert!(load(&root.path().join("none"), Split::Test).unwrap_err().to_string().contains("is missing"));
+        assert!(message(&root_with(&[])).contains("no sub-folder"));
+    }
+
+    #[test]
+    fn damaged_images_are_refused() {
+        let image = RgbImage::from_fn(9, 7, |x, y| Rgb([x as u8 * 20, y as u8 * 30, 7]));
+        let mut png = Vec::new();
+        image.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+        let path = Path::new("image.png");
+        assert!(decode(&png, path).is_ok());
+        // The last chunk (12 bytes) marks the end and holds nothing of the image.
+        for cut in 0..png.len() - 12 {
+            assert!(decode(&png[..cut], path).is_err(), "cut at {cut}");
+        }
+        let mut huge = png.clone();
+        huge[16..24].fill(0x7f); // width and height
+        assert!(decode(&huge, path).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(at in 0usize..200, bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let image = RgbImage::from_fn(9, 7, |x, y| Rgb([x as u8 * 20, y as u8 * 30, 7]));
+            for (format, path) in [(ImageFormat::Png, "image.png"), (ImageFormat::Jpeg, "image.jpg")] {
+                let mut file = Vec::new();
+                image.write_to(&mut Cursor::new(&mut file), format).unwrap();
+                let start = at.min(file.len());
+                let end = (start + bytes.len()).min(file.len());
+                file[start..end].copy_from_slice(&bytes[..end - start]);
+                let _ = decode(&file, Path::new(path));
+                let _ = decode(&bytes, Path::new(path));
+            }
+        }
+    }
+}

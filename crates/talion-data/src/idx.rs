@@ -122,3 +122,116 @@ fn find(name: DatasetName, dir: &Path, stem: &str) -> Result<PathBuf> {
     let candidates = [dir.join(format!("{stem}.gz")), dir.join(stem)];
     read::first_existing(&candidates).cloned().ok_or_else(|| missing(name, &candidates[0]))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const N: usize = 3;
+
+    fn images() -> Vec<u8> {
+        let pixels = (0..N * 784).map(|i| (i % 253) as u8);
+        [0, 0, 8, 3, 0, 0, 0, N as u8, 0, 0, 0, 28, 0, 0, 0, 28].into_iter().chain(pixels).collect()
+    }
+
+    fn labels() -> Vec<u8> {
+        vec![0, 0, 8, 1, 0, 0, 0, N as u8, 9, 0, 4]
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn parse_both(images: &[u8], labels: &[u8]) -> Result<Dataset> {
+        let (images, labels) = ((images, Path::new("images")), (labels, Path::new("labels")));
+        parse(images, labels, DatasetName::Mnist, Split::Test)
+    }
+
+    fn message(images: &[u8], labels: &[u8]) -> String {
+        parse_both(images, labels).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn plain_and_gzipped_files_load_alike() {
+        let plain = parse_both(&images(), &labels()).unwrap();
+        assert_eq!((plain.len(), plain.channels(), plain.height(), plain.width()), (N, 1, 28, 28));
+        assert_eq!(plain.labels(), [9, 0, 4]);
+        assert_eq!(plain.image_bytes(1).unwrap()[5], ((784 + 5) % 253) as u8);
+        let packed = parse_both(&gzip(&images()), &gzip(&labels())).unwrap();
+        assert_eq!(packed.sha256(), plain.sha256());
+    }
+
+    #[test]
+    fn files_of_the_wrong_length_are_refused() {
+        for cut in [0, 3, 15, 16, images().len() - 1] {
+            assert!(message(&images()[..cut], &labels()).contains("truncated"), "cut at {cut}");
+            assert!(
+                message(&gzip(&images()[..cut]), &labels()).contains("truncated"),
+                "packed, cut at {cut}"
+            );
+        }
+        let packed = gzip(&images());
+        for cut in 2..packed.len() {
+            assert!(parse_both(&packed[..cut], &labels()).is_err(), "cut at {cut}");
+        }
+        assert!(message(&[images(), vec![0]].concat(), &labels()).contains("too long"));
+        assert!(
+            message(&gzip(&[images(), vec![0]].concat()), &labels()).contains("the end of the packed data")
+        );
+        assert!(message(&[packed, vec![0]].concat(), &labels()).contains("nothing after"));
+    }
+
+    #[test]
+    fn damage_is_found() {
+        let (packed, sum) = (gzip(&images()), parse_both(&images(), &labels()).unwrap().sha256());
+        // The gzip header's time and system do not matter, nor do a few bits that deflate leaves unused.
+        for at in 10 * 8..packed.len() * 8 {
+            let mut bytes = packed.clone();
+            bytes[at / 8] ^= 1 << (at % 8);
+            let same = |data: Dataset| data.sha256() == sum;
+            assert!(parse_both(&bytes, &labels()).map_or(true, same), "bit {at} flipped");
+        }
+        for at in 0..16 * 8 {
+            let mut bytes = images();
+            bytes[at / 8] ^= 1 << (at % 8);
+            assert!(parse_both(&bytes, &labels()).is_err(), "header bit {at} flipped");
+        }
+    }
+
+    #[test]
+    fn labels_have_to_fit() {
+        let mut bad = labels();
+        bad[9] = 10;
+        assert_eq!(message(&images(), &bad), "labels: expected labels below 10, found 10 at position 1");
+        let fewer = [0, 0, 8, 1, 0, 0, 0, 2, 9, 0];
+        assert!(message(&images(), &fewer).contains("3 labels, one for each image of images"));
+        assert!(message(&[labels(), labels()].concat(), &labels()).contains("3 dimension(s)"));
+    }
+
+    #[test]
+    fn a_header_that_promises_too_much_allocates_nothing() {
+        let head = [0, 0, 8, 3, 255, 255, 255, 255, 0, 0, 0, 28, 0, 0, 0, 28];
+        assert!(message(&head, &labels()).contains("truncated"));
+        assert!(message(&gzip(&head), &labels()).contains("a header that announces 3367254359280"));
+        let most = [&[0, 0, 8, 3][..], &[255; 12]].concat();
+        assert!(message(&gzip(&most), &labels()).contains("dimensions of a real file"));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), start in 0..3) {
+            let start: &[u8] = [&[][..], &[0, 0, 8, 3, 0, 0], &GZIP_MAGIC][start as usize];
+            let len = start.len().min(bytes.len());
+            bytes[..len].copy_from_slice(&start[..len]);
+            prop_assert!(parse_both(&bytes, &labels()).is_err());
+            prop_assert!(parse_both(&images(), &bytes).is_err());
+        }
+    }
+}

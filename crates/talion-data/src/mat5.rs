@@ -178,3 +178,142 @@ fn whole_numbers(bytes: &[u8], name: &str, path: &Path) -> Result<Vec<u8>> {
 fn short(path: &Path, expected: usize, found: usize) -> DataError {
     DataError::format(path, format!("{expected} bytes more"), format!("{found}; the file is truncated"))
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::ZlibEncoder};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub fn header() -> Vec<u8> {
+        let mut header = vec![b' '; HEADER_LEN - 4];
+        header.extend(VERSION_AND_ORDER);
+        header
+    }
+
+    fn element(kind: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = [kind.to_le_bytes(), (body.len() as u32).to_le_bytes()].concat();
+        bytes.extend(body);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    /// A short name in the form that puts it into its tag.
+    fn small_name(name: &str) -> Vec<u8> {
+        let mut bytes = vec![INT8 as u8, 0, name.len() as u8, 0];
+        bytes.extend(name.as_bytes());
+        bytes.resize(8, 0);
+        bytes
+    }
+
+    fn array_of(class: u8, name: &str, dimensions: &[i32], kind: u32, values: &[u8]) -> Vec<u8> {
+        let dimensions: Vec<u8> = dimensions.iter().flat_map(|size| size.to_le_bytes()).collect();
+        let parts = [
+            element(UINT32, &[class, 0, 0, 0, 0, 0, 0, 0]),
+            element(INT32, &dimensions),
+            small_name(name),
+            element(kind, values),
+        ];
+        element(MATRIX, &parts.concat())
+    }
+
+    pub fn array(name: &str, dimensions: &[i32], values: &[u8]) -> Vec<u8> {
+        array_of(CLASS_UINT8, name, dimensions, UINT8, values)
+    }
+
+    pub fn compressed(array: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(array).unwrap();
+        let packed = encoder.finish().unwrap();
+        [&COMPRESSED.to_le_bytes()[..], &(packed.len() as u32).to_le_bytes(), &packed].concat()
+    }
+
+    fn parse_file(elements: &[u8]) -> Result<Vec<Variable>> {
+        parse(&[&header(), elements].concat(), Path::new("file.mat"))
+    }
+
+    fn message(elements: &[u8]) -> String {
+        parse_file(elements).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn arrays_are_read_packed_or_not() {
+        let values: Vec<u8> = (0..30).collect();
+        let plain = array("pixels", &[5, 6], &values);
+        let expected = Variable { name: "x".into(), dimensions: vec![5, 6], values: values.clone() };
+        let plain_x = array("x", &[5, 6], &values);
+        assert_eq!(parse_file(&plain_x).unwrap(), [expected.clone()]);
+        assert_eq!(parse_file(&compressed(&plain_x)).unwrap(), [expected]);
+        // A name of more than four bytes does not fit its tag, which the maker above does not know.
+        assert!(parse_file(&plain).is_err());
+    }
+
+    #[test]
+    fn doubles_have_to_be_small_whole_numbers() {
+        let doubles = |values: &[f64]| {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            array_of(CLASS_DOUBLE, "y", &[values.len() as i32, 1], DOUBLE, &bytes)
+        };
+        assert_eq!(parse_file(&doubles(&[1.0, 10.0, 255.0])).unwrap()[0].values, [1, 10, 255]);
+        for bad in [0.5, -1.0, 256.0, f64::NAN, f64::INFINITY] {
+            assert!(message(&doubles(&[1.0, bad])).contains("whole numbers"), "{bad}");
+        }
+        assert_eq!(
+            parse_file(&array_of(CLASS_DOUBLE, "y", &[2, 1], UINT8, &[7, 8])).unwrap()[0].values,
+            [7, 8]
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_plain_array_is_refused() {
+        assert!(message(&element(UINT8, &[1])).contains("element of type 2"));
+        assert!(message(&array_of(1, "c", &[1, 1], UINT8, &[1])).contains("class 1"));
+        assert!(message(&array("x", &[2, 3], &[0; 5])).contains("[2, 3] values"));
+        assert!(message(&array("x", &[-1, 3], &[0; 5])).contains("none negative"));
+        assert!(message(&array("x", &[5], &[0; 5])).contains("two to eight dimensions"));
+        assert!(message(&array("x", &[i32::MAX; 8], &[0; 5])).contains("values, found 5"));
+        let mut other = header();
+        other[HEADER_LEN - 2..].copy_from_slice(b"MI");
+        assert!(parse(&other, Path::new("f")).unwrap_err().to_string().contains("little-endian"));
+    }
+
+    #[test]
+    fn a_tag_that_promises_too_much_allocates_nothing() {
+        let bomb = compressed(&[&MATRIX.to_le_bytes()[..], &[255; 4]].concat());
+        assert!(message(&bomb).contains("announces 4294967295"));
+        assert!(message(&[&MATRIX.to_le_bytes()[..], &[255; 4]].concat()).contains("truncated"));
+    }
+
+    #[test]
+    fn damage_and_wrong_lengths_are_found() {
+        let values: Vec<u8> = (0..200).map(|i| i * 31 % 200).map(|i| i as u8).collect();
+        let whole = [header(), compressed(&array("x", &[20, 10], &values))].concat();
+        let is_broken = |bytes: &[u8]| parse(bytes, Path::new("f")).is_err();
+        for cut in (0..whole.len()).filter(|&cut| cut != HEADER_LEN) {
+            assert!(is_broken(&whole[..cut]), "cut at {cut}");
+        }
+        assert!(is_broken(&[&whole[..], &[0]].concat()));
+        let variables = parse(&whole, Path::new("f")).unwrap();
+        for at in (HEADER_LEN - 4) * 8..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[at / 8] ^= 1 << (at % 8);
+            // Deflate leaves a few bits unused.
+            let same = |found| found == variables;
+            assert!(parse(&bytes, Path::new("f")).map_or(true, same), "bit {at} flipped");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(kind in 0u32..16, bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let _ = parse(&bytes, Path::new("f"));
+            let _ = parse_file(&bytes);
+            let _ = parse_file(&element(kind, &bytes));
+            let _ = parse_file(&compressed(&element(MATRIX, &bytes)));
+            let _ = parse_file(&element(MATRIX, &[element(UINT32, &[9, 0, 0, 0, 0, 0, 0, 0]), bytes].concat()));
+        }
+    }
+}

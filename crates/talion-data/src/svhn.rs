@@ -89,3 +89,53 @@ fn digits(labels: &[u8], path: &Path) -> Result<Vec<i64>> {
         None => Ok(labels.iter().map(|&label| i64::from(label % ZERO)).collect()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mat5::tests::{array, compressed, header};
+
+    /// Pixel values that tell row, column, channel and image apart.
+    fn x(count: usize) -> Vec<u8> {
+        let mut values = Vec::new();
+        for n in 0..count {
+            for c in 0..3 {
+                for column in 0..32 {
+                    values.extend((0..32).map(|row| (row + 3 * column + 50 * c + 20 * n) as u8));
+                }
+            }
+        }
+        array("X", &[32, 32, 3, count as i32], &values)
+    }
+
+    fn parse_parts(parts: &[Vec<u8>]) -> Result<Dataset> {
+        parse(&[header(), parts.concat()].concat(), Path::new("svhn.mat"), Split::Test)
+    }
+
+    fn message(parts: &[Vec<u8>]) -> String {
+        parse_parts(parts).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn images_are_turned_the_right_way_and_ten_is_zero() {
+        let y = array("y", &[2, 1], &[10, 7]);
+        let data = parse_parts(&[compressed(&x(2)), compressed(&y)]).unwrap();
+        assert_eq!(data.labels(), [0, 7]);
+        let image = data.image_bytes(1).unwrap();
+        assert_eq!(image[1024 + 5 * 32 + 9], 5 + 3 * 9 + 50 + 20);
+        let swapped = parse_parts(&[y, x(2)]).unwrap();
+        assert_eq!(swapped.sha256(), data.sha256());
+    }
+
+    #[test]
+    fn labels_and_shapes_have_to_fit() {
+        let y = |labels: &[u8]| array("y", &[labels.len() as i32, 1], labels);
+        assert!(message(&[x(2), y(&[1, 0])]).contains("0 at position 1"));
+        assert!(message(&[x(2), y(&[11, 1])]).contains("11 at position 0"));
+        assert!(message(&[x(2), y(&[1])]).contains("`y` of 2 x 1"));
+        assert!(message(&[x(2)]).contains("two arrays"));
+        assert!(message(&[x(2), y(&[1, 1]), y(&[1, 1])]).contains("two arrays"));
+        assert!(message(&[x(0), y(&[])]).contains("32 x 32 x 3 x N"));
+        assert!(message(&[array("X", &[32, 32], &[0; 1024]), y(&[1])]).contains("found [32, 32]"));
+    }
+}

@@ -41,3 +41,54 @@ pub(crate) fn for_each(
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+    use tar::{Builder, Header};
+
+    use super::*;
+
+    /// A gzipped tar archive.
+    pub fn pack(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        for (name, bytes) in files {
+            let mut header = Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, name, *bytes).unwrap();
+        }
+        builder.into_inner().unwrap().finish().unwrap()
+    }
+
+    fn take_all(packed: &[u8], wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+        let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+        let mut taken = Vec::new();
+        for_each(packed, Path::new("a.tar.gz"), &wanted, |name, bytes| {
+            taken.push((name.to_owned(), bytes));
+            Ok(())
+        })?;
+        Ok(taken)
+    }
+
+    #[test]
+    fn only_the_files_wanted_are_taken() {
+        let packed = pack(&[("d/a", b"1"), ("d/b", b"22"), ("e/a", b"3")]);
+        let taken = take_all(&packed, &["e/a", "d/b"]).unwrap();
+        assert_eq!(taken, [("d/b".to_owned(), b"22".to_vec()), ("e/a".to_owned(), b"3".to_vec())]);
+        let error = take_all(&packed, &["d/a", "d/c"]).unwrap_err().to_string();
+        assert!(error.contains("d/c in the archive"), "{error}");
+        assert!(take_all(&packed[..20], &["d/a"]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            std::io::Write::write_all(&mut encoder, &bytes).unwrap();
+            prop_assert!(take_all(&encoder.finish().unwrap(), &["a"]).is_err());
+            prop_assert!(take_all(&bytes, &["a"]).is_err());
+        }
+    }
+}

@@ -35,3 +35,18 @@ pub(crate) fn run<S: AsRef<OsStr>>(program: &str, arguments: &[S], folder: &Path
     let complaint = lines[lines.len().saturating_sub(MAX_COMPLAINT_LINES)..].join("; ");
     Err(fail(format!("{}: {complaint}", output.status)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_carry_the_complaint() {
+        let here = Path::new(".");
+        assert!(run("true", &[] as &[&str], here).is_ok());
+        let error = run("sh", &["-c", "echo no luck >&2; exit 3"], here).unwrap_err().to_string();
+        assert!(error.contains("no luck") && error.contains('3'), "{error}");
+        let error = run("no-such-program", &["x"], here).unwrap_err().to_string();
+        assert!(error.contains("`no-such-program x` failed: `no-such-program` is not installed"), "{error}");
+    }
+}

@@ -94,3 +94,34 @@ fn restore(bytes: &[u8], file: &str, path: &Path) -> Result<Vec<u8>> {
     let name = file.trim_end_matches(".gz").as_bytes();
     Ok([&NAMED, &time.to_le_bytes()[..], &EFFORT_AND_SYSTEM, name, &[0], &bytes[HEADER_LEN..]].concat())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_and_time_are_put_back() {
+        let bare = [&BARE[..], &[1, 2, 3, 4, 0, 3], b"data"].concat();
+        let official = restore(&bare, "t10k-x.gz", Path::new("t10k-x.gz")).unwrap();
+        assert_eq!(official[..4], NAMED);
+        assert_eq!(official[4..8], TEST_TIME.to_le_bytes());
+        assert_eq!(&official[8..], b"\x00\x03t10k-x\0data");
+        assert!(
+            restore(&official, "t10k-x.gz", Path::new("x"))
+                .unwrap_err()
+                .to_string()
+                .contains("without a name")
+        );
+        assert!(restore(&bare[..9], "t10k-x.gz", Path::new("x")).is_err());
+        assert!(restore(&[], "t10k-x.gz", Path::new("x")).is_err());
+    }
+
+    #[test]
+    fn files_that_are_not_the_official_ones_are_refused() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(from.path().join(FASHION_MNIST[0].0), [&BARE[..], &[0; 20]].concat()).unwrap();
+        let error = install(from.path(), to.path(), &mut |_| ()).unwrap_err();
+        assert!(matches!(error, DataError::Checksum { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(to.path()).unwrap().count(), 0);
+    }
+}

@@ -131,3 +131,167 @@ fn range_start(response: &Response<Body>) -> Option<u64> {
     let range = response.headers().get("content-range")?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        net::TcpListener,
+        sync::mpsc,
+        thread,
+    };
+
+    use md5::{Digest, Md5};
+
+    use super::*;
+    use crate::read::hex;
+
+    /// How the test server treats one request.
+    #[derive(Clone, Copy)]
+    pub enum Serve {
+        Whole,
+        /// Announces the whole and closes the connection after this many bytes.
+        BreakAfter(usize),
+        /// Answers with the range asked for.
+        Range,
+        Status(u16),
+    }
+
+    /// A client that no proxy of the environment gets between.
+    pub fn direct_agent() -> Agent {
+        agent_with(None)
+    }
+
+    /// Serves `content` on the loopback interface, one behaviour for each request in turn. Returns the address and the
+    /// `Range` headers as they come in.
+    pub fn serve(content: Vec<u8>, plan: Vec<Serve>) -> (String, mpsc::Receiver<Option<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, ranges) = mpsc::channel();
+        thread::spawn(move || {
+            for serve in plan {
+                let (stream, _) = listener.accept().unwrap();
+                let lines: Vec<String> = BufReader::new(&stream)
+                    .lines()
+                    .map_while(Result::ok)
+                    .take_while(|line| !line.is_empty())
+                    .collect();
+                let range = lines
+                    .iter()
+                    .find_map(|line| line.to_lowercase().strip_prefix("range: ").map(str::to_owned));
+                let _ = (&stream).write_all(&answer(&content, serve, range.as_deref()));
+                let _ = sender.send(range);
+            }
+        });
+        (base, ranges)
+    }
+
+    fn answer(content: &[u8], serve: Serve, range: Option<&str>) -> Vec<u8> {
+        let start = range
+            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok())
+            .unwrap_or(0);
+        let (status, start, end) = match serve {
+            Serve::Whole => (200, 0, content.len()),
+            Serve::BreakAfter(count) => (200, 0, count),
+            Serve::Range if range.is_some() && start >= content.len() => (416, 0, 0),
+            Serve::Range if range.is_some() => (206, start, content.len()),
+            Serve::Range => (200, 0, content.len()),
+            Serve::Status(status) => (status, 0, 0),
+        };
+        let announced = if status < 300 { content.len() - start } else { 0 };
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nContent-Length: {announced}\r\nContent-Range: bytes {start}-{}/{}\r\n\
+             Connection: close\r\n\r\n",
+            content.len().max(1) - 1,
+            content.len()
+        );
+        [head.as_bytes(), &content[start..end]].concat()
+    }
+
+    fn content() -> Vec<u8> {
+        (0..200_000).map(|i| (i * 7 % 253) as u8).collect()
+    }
+
+    fn md5_of(bytes: &[u8]) -> String {
+        hex(&Md5::digest(bytes))
+    }
+
+    fn fetch(base: &str, target: &Path, md5: &str) -> Result<()> {
+        fetch_file(&direct_agent(), &format!("{base}/file"), target, md5, &mut |_| ())
+    }
+
+    #[test]
+    fn a_broken_download_continues_where_it_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, part) = (folder.path().join("file"), folder.path().join("file.part"));
+        let (base, ranges) = serve(content(), vec![Serve::BreakAfter(50_000), Serve::Range]);
+        let error = fetch(&base, &target, &md5_of(&content())).unwrap_err().to_string();
+        assert!(error.contains("50000 bytes"), "{error}");
+        assert_eq!(fs::read(&part).unwrap(), content()[..50_000]);
+        assert!(!target.exists());
+        let mut seen = Vec::new();
+        fetch_file(&direct_agent(), &format!("{base}/file"), &target, &md5_of(&content()), &mut |progress| {
+            if let Progress::Downloading { done, total, .. } = progress {
+                seen.push((done, total));
+            }
+        })
+        .unwrap();
+        assert_eq!((seen[0], seen[seen.len() - 1]), ((50_000, Some(200_000)), (200_000, Some(200_000))));
+        assert_eq!(fs::read(&target).unwrap(), content());
+        assert!(!part.exists());
+        assert_eq!(ranges.iter().collect::<Vec<_>>(), [None, Some("bytes=50000-".into())]);
+    }
+
+    #[test]
+    fn a_server_without_ranges_starts_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file");
+        fs::write(folder.path().join("file.part"), "stale").unwrap();
+        let (base, _ranges) = serve(content(), vec![Serve::Whole]);
+        fetch(&base, &target, &md5_of(&content())).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), content());
+    }
+
+    #[test]
+    fn a_stale_part_costs_one_more_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file");
+        for (stale, requests) in [(vec![1; 10], 2), (vec![1; 300_000], 2)] {
+            fs::write(folder.path().join("file.part"), stale).unwrap();
+            let (base, ranges) = serve(content(), vec![Serve::Range; requests]);
+            fetch(&base, &target, &md5_of(&content())).unwrap();
+            assert_eq!(fs::read(&target).unwrap(), content());
+            assert_eq!(ranges.iter().count(), requests);
+        }
+    }
+
+    #[test]
+    fn a_complete_part_needs_no_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file");
+        fs::write(folder.path().join("file.part"), content()).unwrap();
+        fetch("http://127.0.0.1:1", &target, &md5_of(&content())).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), content());
+    }
+
+    #[test]
+    fn a_wrong_checksum_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file");
+        let (base, _ranges) = serve(content(), vec![Serve::Whole]);
+        let error = fetch(&base, &target, &md5_of(b"other")).unwrap_err();
+        assert!(matches!(error, DataError::Checksum { .. }), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn refusals_name_the_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file");
+        let (base, _ranges) = serve(content(), vec![Serve::Status(404)]);
+        let error = fetch(&base, &target, &md5_of(&content())).unwrap_err().to_string();
+        assert!(error.contains(&base) && error.contains("status 404"), "{error}");
+        let error = fetch("http://127.0.0.1:1", &target, &md5_of(&content())).unwrap_err().to_string();
+        assert!(error.contains("127.0.0.1:1"), "{error}");
+    }
+}

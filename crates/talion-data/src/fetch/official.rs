@@ -99,3 +99,77 @@ fn unpack(name: DatasetName, packed: &Path, folder: &Path, report: Report<'_>) -
     })?;
     fs::remove_file(packed).map_err(DataError::io("remove", packed))
 }
+
+#[cfg(test)]
+mod tests {
+    use md5::{Digest, Md5};
+
+    use super::*;
+    use crate::{
+        fetch::{
+            archive::tests::pack,
+            fetch_from,
+            http::tests::{Serve, direct_agent, serve},
+        },
+        read::hex,
+    };
+
+    /// An archive like that of CIFAR-100, with its two files filled with one image.
+    fn archive() -> Vec<u8> {
+        let record = [&[3, 42][..], &[7; 3072]].concat();
+        let (train, test) = (record.repeat(50_000), record.repeat(10_000));
+        pack(&[("cifar-100-binary/train.bin", &train), ("cifar-100-binary/test.bin", &test)])
+    }
+
+    fn source(base: String, content: &[u8]) -> Box<dyn Source> {
+        let md5 = hex(&Md5::digest(content)).leak();
+        let files = vec![("cifar-100-binary.tar.gz", &*md5)].leak();
+        Box::new(Official { name: DatasetName::Cifar100, base, files, agent: direct_agent() })
+    }
+
+    fn fetch(sources: &[Box<dyn Source>], root: &Path) -> Result<crate::FetchReport> {
+        fetch_from(sources, DatasetName::Cifar100, root, &mut |_| ())
+    }
+
+    #[test]
+    fn an_archive_is_fetched_unpacked_checked_and_not_fetched_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (base, requests) = serve(archive(), vec![Serve::Whole]);
+        let sources = [source("http://127.0.0.1:1".into(), b""), source(base.clone(), &archive())];
+        let report = fetch(&sources, root.path()).unwrap();
+        assert_eq!(report.source, Some(base));
+        let names: Vec<_> = report.files.iter().map(|file| file.path.file_name().unwrap()).collect();
+        assert_eq!(names, ["test.bin", "train.bin"]);
+        assert_eq!(requests.iter().count(), 1);
+        let again = fetch(&sources, root.path()).unwrap();
+        assert_eq!((again.source, again.files), (None, report.files));
+        let data = crate::load(&DatasetName::Cifar100.into(), Split::Test, Some(root.path())).unwrap();
+        assert_eq!((data.len(), data.labels()[0]), (10_000, 42));
+    }
+
+    #[test]
+    fn failure_lists_every_source_and_its_cause() {
+        let root = tempfile::tempdir().unwrap();
+        let (base, _requests) = serve(b"not an archive".to_vec(), vec![Serve::Whole]);
+        let sources = [source("http://127.0.0.1:1".into(), b""), source(base.clone(), b"not an archive")];
+        let error = fetch(&sources, root.path()).unwrap_err();
+        let DataError::NoSource { attempts, .. } = &error else { panic!("{error}") };
+        assert_eq!(attempts.len(), 2);
+        assert!(attempts[1].source == base && attempts[1].cause.contains("an intact .tar.gz"), "{error}");
+        assert!(error.to_string().contains("put the official files into"), "{error}");
+    }
+
+    #[test]
+    fn two_fetches_at_once_make_one_download() {
+        let root = tempfile::tempdir().unwrap();
+        let packed = archive();
+        let (base, requests) = serve(packed.clone(), vec![Serve::Whole]);
+        let sources = std::thread::scope(|scope| {
+            let run = || fetch(&[source(base.clone(), &packed)], root.path()).unwrap().source;
+            let (one, two) = (scope.spawn(run), scope.spawn(run));
+            [one.join().unwrap(), two.join().unwrap()]
+        });
+        assert_eq!(sources.iter().flatten().count(), 1);
+        assert_eq!(requests.iter().count(), 1);
+    }
+}
