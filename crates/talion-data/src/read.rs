@@ -12,6 +12,9 @@ use crate::error::{DataError, Result};
 
 /// Deflate cannot expand a byte to more than this, so a header that claims more than the file's size times this lies.
 const MAX_DEFLATE_RATIO: u64 = 1032;
+/// More than any file of the known data sets holds: the end of what a file made to explode can take.
+const MAX_UNPACKED: u64 = 4 << 30;
+const BUFFER_LEN: usize = 1 << 16;
 
 /// Reads a regular file whole.
 pub(crate) fn file(path: &Path) -> Result<Vec<u8>> {
@@ -49,23 +52,23 @@ impl<'a> Inflater<'a> {
         Self { decoder: Decoder::Zlib(ZlibDecoder::new(bytes)), packed: bytes.len() as u64, path }
     }
 
-    /// The next `len` bytes.
+    /// The next `len` bytes. Memory grows with what the file really holds, not with what it announces.
     pub fn take(&mut self, len: u64) -> Result<Vec<u8>> {
-        let most = self.packed.saturating_mul(MAX_DEFLATE_RATIO);
+        let most = self.packed.saturating_mul(MAX_DEFLATE_RATIO).min(MAX_UNPACKED);
         let len = usize::try_from(len).ok().filter(|_| len <= most).ok_or_else(|| {
             let expected = format!("at most {most} bytes, all that {} packed bytes can hold", self.packed);
             DataError::format(self.path, expected, format!("a header that announces {len}"))
         })?;
-        let mut bytes = vec![0; len];
-        let mut filled = 0;
-        while filled < len {
-            match self.read(&mut bytes[filled..])? {
-                0 => {
-                    let found = format!("{filled}; the file is truncated");
-                    return Err(DataError::format(self.path, format!("{len} bytes after unpacking"), found));
-                }
-                more => filled += more,
+        let mut bytes = Vec::new();
+        let mut buffer = vec![0; BUFFER_LEN.min(len)];
+        while bytes.len() < len {
+            let wanted = buffer.len().min(len - bytes.len());
+            let count = self.read(&mut buffer[..wanted])?;
+            if count == 0 {
+                let found = format!("{}; the file is truncated", bytes.len());
+                return Err(DataError::format(self.path, format!("{len} bytes after unpacking"), found));
             }
+            bytes.extend_from_slice(&buffer[..count]);
         }
         Ok(bytes)
     }

@@ -74,56 +74,66 @@ fn length(path: &Path) -> u64 {
 
 /// Completes `part`.
 fn download(agent: &Agent, url: &str, part: &Path, report: Report<'_>) -> Result<()> {
-    let fail = |cause: String| DataError::Download { url: url.to_owned(), cause };
-    let mut have = length(part);
-    let mut response = request(agent, url, have)?;
-    if have > 0 && response.status() == 416 {
-        // Nothing of the file lies beyond what is there, yet its sum is wrong.
-        have = 0;
-        response = request(agent, url, have)?;
-    }
-    match response.status().as_u16() {
-        200 => have = 0,
-        206 if have > 0 && range_start(&response) == Some(have) => {}
-        status => return Err(fail(format!("the server answered with status {status}"))),
-    }
+    let (response, have) = answer(agent, url, length(part))?;
     let total = response.body().content_length().map(|rest| have.saturating_add(rest));
-    if total.is_some_and(|total| total > MAX_BYTES) {
-        return Err(fail(format!(
-            "the server announces {} bytes, more than {MAX_BYTES}",
-            total.unwrap_or(0)
-        )));
+    if let Some(total) = total.filter(|&total| total > MAX_BYTES) {
+        return Err(failure(url, format!("the server announces {total} bytes, more than {MAX_BYTES}")));
     }
     let file = File::options().create(true).write(true).append(have > 0).truncate(have == 0).open(part);
     let mut file = file.map_err(DataError::io("write", part))?;
+    let body = response.into_body().into_with_config().limit(MAX_BYTES).reader();
     let name = url.rsplit('/').next().unwrap_or(url);
-    let mut body = response.into_body().into_with_config().limit(MAX_BYTES).reader();
-    let mut buffer = vec![0; BUFFER_LEN];
-    report(Progress::Downloading { file: name, done: have, total });
-    loop {
-        let count = body.read(&mut buffer).map_err(|error| {
-            fail(format!("{error} after {have} bytes; they are kept, and the next try continues from there"))
-        })?;
-        if count == 0 {
-            break;
-        }
-        file.write_all(&buffer[..count]).map_err(DataError::io("write", part))?;
-        have += count as u64;
-        report(Progress::Downloading { file: name, done: have, total });
-    }
+    let mut done = have;
+    report(Progress::Downloading { file: name, done, total });
+    copy(body, url, |bytes| {
+        file.write_all(bytes).map_err(DataError::io("write", part))?;
+        done += bytes.len() as u64;
+        report(Progress::Downloading { file: name, done, total });
+        Ok(())
+    })?;
     file.sync_all().map_err(DataError::io("write", part))?;
     match total {
-        Some(total) if total != have => {
-            Err(fail(format!("the connection ended after {have} of {total} bytes")))
+        Some(total) if total != done => {
+            Err(failure(url, format!("the connection ended after {done} of {total} bytes")))
         }
         _ => Ok(()),
     }
 }
 
+/// The server's answer, and how many of the `have` bytes that are there it builds on: all or none.
+fn answer(agent: &Agent, url: &str, have: u64) -> Result<(Response<Body>, u64)> {
+    let response = request(agent, url, have)?;
+    match response.status().as_u16() {
+        200 => Ok((response, 0)),
+        206 if have > 0 && range_start(&response) == Some(have) => Ok((response, have)),
+        // Nothing of the file lies beyond what is there, yet its sum is wrong.
+        416 if have > 0 => answer(agent, url, 0),
+        status => Err(failure(url, format!("the server answered with status {status}"))),
+    }
+}
+
+/// Hands all that arrives to `take`.
+fn copy(mut body: impl Read, url: &str, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; BUFFER_LEN];
+    loop {
+        let count = body.read(&mut buffer).map_err(|error| {
+            failure(url, format!("{error}; what has arrived is kept, and the next try continues from there"))
+        })?;
+        if count == 0 {
+            return Ok(());
+        }
+        take(&buffer[..count])?;
+    }
+}
+
+fn failure(url: &str, cause: String) -> DataError {
+    DataError::Download { url: url.to_owned(), cause }
+}
+
 fn request(agent: &Agent, url: &str, have: u64) -> Result<Response<Body>> {
     let request = agent.get(url);
     let request = if have > 0 { request.header("Range", format!("bytes={have}-")) } else { request };
-    request.call().map_err(|error| DataError::Download { url: url.to_owned(), cause: error.to_string() })
+    request.call().map_err(|error| failure(url, error.to_string()))
 }
 
 /// Where the part of the file that the server sends begins.
@@ -179,14 +189,14 @@ pub(super) mod tests {
                 let range = lines
                     .iter()
                     .find_map(|line| line.to_lowercase().strip_prefix("range: ").map(str::to_owned));
-                let _ = (&stream).write_all(&answer(&content, serve, range.as_deref()));
+                let _ = (&stream).write_all(&reply(&content, serve, range.as_deref()));
                 let _ = sender.send(range);
             }
         });
         (base, ranges)
     }
 
-    fn answer(content: &[u8], serve: Serve, range: Option<&str>) -> Vec<u8> {
+    fn reply(content: &[u8], serve: Serve, range: Option<&str>) -> Vec<u8> {
         let start = range
             .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok())
             .unwrap_or(0);
@@ -226,7 +236,7 @@ pub(super) mod tests {
         let (target, part) = (folder.path().join("file"), folder.path().join("file.part"));
         let (base, ranges) = serve(content(), vec![Serve::BreakAfter(50_000), Serve::Range]);
         let error = fetch(&base, &target, &md5_of(&content())).unwrap_err().to_string();
-        assert!(error.contains("50000 bytes"), "{error}");
+        assert!(error.contains("the next try continues"), "{error}");
         assert_eq!(fs::read(&part).unwrap(), content()[..50_000]);
         assert!(!target.exists());
         let mut seen = Vec::new();
