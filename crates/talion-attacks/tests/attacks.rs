@@ -1,0 +1,320 @@
+//! What every attack promises, and that the checks of these promises find attacks that break them.
+
+mod common;
+
+use common::{ConvNet, Linear, Samples, budget, check_budget, check_independence, check_optimum, run_all};
+use proptest::prelude::*;
+use talion_attacks::{Attack, AttackSpec, Batch, Bim, Fgsm, Mim, Noise, Pgd};
+use talion_core::{Classifier, Norm, Objective, Result};
+use tch::{Device, Kind, Tensor};
+
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
+const OBJECTIVES: [Objective; 3] =
+    [Objective::CrossEntropy, Objective::TargetedCrossEntropy, Objective::Margin];
+
+fn attacks() -> Vec<AttackSpec> {
+    ["fgsm", "bim-5", "pgd-5x2", "mim-5", "mim-5:decay=0.5:step=0.5", "pgd-3:step=2", "noise"]
+        .map(|name| name.parse().unwrap())
+        .into()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn every_attack_respects_budget_and_box(
+        l2 in any::<bool>(), convolutional in any::<bool>(), objective in 0..3_usize,
+        epsilon in prop_oneof![Just(0.0), Just(1e-9), Just(8.0 / 255.0), 0.0..1.0_f64, Just(300.0)],
+        scale in prop_oneof![Just(0.0), Just(1e-20), 0.01..10.0_f64, Just(1e6)],
+        inset in -0.3..0.5_f64, seed in any::<u64>(),
+        count in 1..5_u64, channels in 1..4_i64, height in 3..7_i64, width in 3..7_i64, classes in 2..6_i64
+    ) {
+        let row = [channels, height, width];
+        let classifier: Box<dyn Classifier> = if convolutional {
+            Box::new(ConvNet::random(classes, channels, scale, seed))
+        } else {
+            Box::new(Linear::random(classes, &row, scale, seed))
+        };
+        let samples = Samples::random(count, &row, classes, inset, seed);
+        let norm = if l2 { Norm::L2 } else { Norm::Linf };
+        let batch = samples.batch(budget(norm, epsilon), OBJECTIVES[objective]);
+        for attack in attacks() {
+            let checked = check_budget(&attack, classifier.as_ref(), &batch);
+            prop_assert!(checked.is_ok(), "{attack}: {checked:?}");
+        }
+    }
+}
+
+#[test]
+fn a_budget_of_zero_leaves_the_images_as_they_are() {
+    let classifier = ConvNet::random(4, 3, 8.0, 1);
+    let samples = Samples::random(5, &[3, 6, 6], 4, -0.1, 1);
+    for (attack, norm) in attacks().iter().flat_map(|attack| NORMS.map(|norm| (attack, norm))) {
+        let batch = samples.batch(budget(norm, 0.0), Objective::CrossEntropy);
+        let adversarial = attack.perturb(&classifier, &batch).unwrap();
+        assert_eq!(adversarial, samples.images, "{attack} {norm}");
+    }
+}
+
+#[test]
+fn double_precision_images_stay_double() {
+    let samples = Samples::random(3, &[1, 4, 4], 2, 0.0, 1);
+    let samples = Samples { images: samples.images.to_kind(Kind::Double), ..samples };
+    let classifier = Linear { weight: Linear::random(2, &[1, 4, 4], 1.0, 1).weight.to_kind(Kind::Double) };
+    for (attack, norm) in attacks().iter().flat_map(|attack| NORMS.map(|norm| (attack, norm))) {
+        let batch = samples.batch(budget(norm, 0.1), Objective::CrossEntropy);
+        check_budget(attack, &classifier, &batch).unwrap();
+    }
+}
+
+#[test]
+fn every_attack_finds_the_worst_image_of_a_linear_classifier() {
+    for name in ["fgsm", "bim-10", "bim-20", "pgd-20", "pgd-100", "mim-10", "mim-20"] {
+        let attack: AttackSpec = name.parse().unwrap();
+        check_optimum(&attack, Norm::Linf, 0.0).unwrap();
+        // see the check: what a random start on the L2 ball leaves
+        let tolerance = if name.starts_with("pgd") { 0.3 } else { 0.0 };
+        check_optimum(&attack, Norm::L2, tolerance).unwrap();
+    }
+    assert!(check_optimum(&Noise {}, Norm::Linf, 0.5).is_err());
+    assert!(check_optimum(&Noise {}, Norm::L2, 0.5).is_err());
+}
+
+#[test]
+fn no_sample_depends_on_order_shard_or_batch_size() {
+    for name in ["fgsm", "bim-4", "pgd-4x3", "mim-4", "noise"] {
+        let attack: AttackSpec = name.parse().unwrap();
+        check_independence(&attack, Norm::Linf, 0.02).unwrap();
+        check_independence(&attack, Norm::L2, 0.3).unwrap();
+    }
+}
+
+#[test]
+fn stronger_attacks_have_higher_losses_and_all_beat_noise() {
+    let classifier = ConvNet::random(5, 3, 8.0, 3);
+    let samples = Samples::random(48, &[3, 9, 9], 5, 0.0, 4);
+    for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.3)] {
+        let batch = samples.batch(budget(norm, epsilon), Objective::CrossEntropy);
+        let loss = |name: &str| {
+            let attack: AttackSpec = name.parse().unwrap();
+            run_all(&attack, &classifier, &batch, 512).unwrap().loss.mean(Kind::Double).double_value(&[])
+        };
+        let (noise, fgsm) = (loss("noise"), loss("fgsm"));
+        assert!(noise < fgsm, "{norm}: {noise} {fgsm}");
+        for name in ["bim-10", "pgd-20", "mim-10"] {
+            assert!(fgsm < loss(name), "{norm} {name}: {fgsm}");
+        }
+    }
+}
+
+#[test]
+fn targeted_attacks_reach_their_targets() {
+    let classifier = Linear::random(4, &[3, 5, 5], 1.0, 2);
+    for name in ["fgsm", "bim-10", "pgd-20", "mim-10"] {
+        let attack: AttackSpec = name.parse().unwrap();
+        for (norm, epsilon) in [(Norm::Linf, 0.3), (Norm::L2, 2.5)] {
+            for target in 0..4 {
+                let samples = Samples::random(8, &[3, 5, 5], 4, 0.3, 5);
+                let samples = Samples { labels: samples.labels.full_like(target), ..samples };
+                let batch = samples.batch(budget(norm, epsilon), Objective::TargetedCrossEntropy);
+                let outcome = run_all(&attack, &classifier, &batch, 512).unwrap();
+                assert_eq!(outcome.predicted, samples.labels, "{name} {norm} {target}");
+                assert!(bool::try_from(outcome.success.all()).unwrap());
+            }
+        }
+    }
+}
+
+/// A classifier whose gradient is zero everywhere, or NaN in the pixels of the first column.
+struct Masked {
+    undefined: bool,
+}
+
+impl Classifier for Masked {
+    fn classes(&self) -> i64 {
+        3
+    }
+
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let zeros = images * 0.0;
+        let base = if self.undefined {
+            // the derivative of the root is infinite at 0, and infinity times 0 is NaN
+            let first = zeros.narrow(3, 0, 1).sqrt().flatten(1, -1).sum_dim_intlist(1, true, Kind::Float);
+            images.narrow(3, 1, 2).flatten(1, -1).sum_dim_intlist(1, true, Kind::Float) + first
+        } else {
+            zeros.flatten(1, -1).sum_dim_intlist(1, true, Kind::Float)
+        };
+        base * Tensor::from_slice(&[1.0_f32, 2.0, 3.0]).unsqueeze(0)
+    }
+}
+
+#[test]
+fn zero_and_undefined_gradients_give_finite_images() {
+    let samples = Samples::random(4, &[1, 3, 3], 3, -0.1, 1);
+    for (attack, norm) in attacks().iter().flat_map(|attack| NORMS.map(|norm| (attack, norm))) {
+        let batch = samples.batch(budget(norm, 0.1), Objective::CrossEntropy);
+        for undefined in [false, true] {
+            check_budget(attack, &Masked { undefined }, &batch).unwrap();
+            run_all(attack, &Masked { undefined }, &batch, 512).unwrap();
+        }
+    }
+    // what is defined is still followed
+    let batch = samples.batch(budget(Norm::Linf, 0.1), Objective::CrossEntropy);
+    let change = Bim::default().perturb(&Masked { undefined: true }, &batch).unwrap() - batch.images;
+    assert!(change.narrow(3, 1, 2).abs().max().double_value(&[]) > 0.09);
+    assert_eq!(change.narrow(3, 0, 1).abs().max().double_value(&[]), 0.0);
+}
+
+#[test]
+fn bad_input_is_an_error_for_every_attack() {
+    let classifier = Linear::random(2, &[1, 3, 3], 1.0, 1);
+    let samples = Samples::random(2, &[1, 3, 3], 2, 0.0, 1);
+    let good = samples.batch(budget(Norm::Linf, 0.1), Objective::CrossEntropy);
+    let float = (Kind::Float, Device::Cpu);
+    let images = [
+        Tensor::full([2, 1, 3, 3], f64::NAN, float),
+        Tensor::full([2, 1, 3, 3], 1.5, float),
+        Tensor::full([2, 1, 3, 3], -0.1, float),
+        Tensor::zeros([1, 3, 3], float),
+        Tensor::zeros([3, 1, 3, 3], float),
+        Tensor::zeros([2, 1, 3, 3], (Kind::Uint8, Device::Cpu)),
+    ];
+    let labels = [
+        Tensor::from_slice(&[0_i64]),
+        Tensor::from_slice(&[0_i64, 2]),
+        Tensor::from_slice(&[0_i64, -1]),
+        Tensor::from_slice(&[0_f32, 1.0]),
+    ];
+    for attack in attacks() {
+        let batches = (images.iter().map(|images| Batch { images, ..good }))
+            .chain(labels.iter().map(|labels| Batch { labels, ..good }))
+            .chain([Batch { ids: &[1], ..good }]);
+        for batch in batches {
+            assert!(attack.perturb(&classifier, &batch).is_err(), "{attack}");
+            assert!(run_all(&attack, &classifier, &batch, 512).is_err(), "{attack}");
+        }
+    }
+}
+
+#[test]
+fn settings_out_of_range_are_errors() {
+    let classifier = Linear::random(2, &[1, 3, 3], 1.0, 1);
+    let samples = Samples::random(2, &[1, 3, 3], 2, 0.0, 1);
+    let batch = samples.batch(budget(Norm::Linf, 0.1), Objective::CrossEntropy);
+    let wrong: [Box<dyn Attack>; 6] = [
+        Box::new(Bim { steps: 0, step: None }),
+        Box::new(Pgd { steps: 0, ..Pgd::default() }),
+        Box::new(Mim { steps: 0, ..Mim::default() }),
+        Box::new(Bim { step: Some(f64::NAN), ..Bim::default() }),
+        Box::new(Pgd { step: Some(-1.0), ..Pgd::default() }),
+        Box::new(Mim { decay: f64::INFINITY, ..Mim::default() }),
+    ];
+    for attack in wrong {
+        assert!(attack.perturb(&classifier, &batch).is_err(), "{}", attack.name());
+    }
+}
+
+/// What the mutants break.
+#[derive(Clone, Copy, Debug)]
+enum Flaw {
+    None,
+    WrongSign,
+    NoProjection,
+    NoBox,
+    SwappedLabel,
+    HalfBudget,
+    NoiseByPlace,
+    NormOfTheWholeBatch,
+    NanImage,
+}
+
+/// PGD as the crate has it, with one flaw.
+struct Mutant(Flaw);
+
+impl Attack for Mutant {
+    fn name(&self) -> String {
+        format!("mutant {:?}", self.0)
+    }
+
+    fn cost(&self) -> u64 {
+        20
+    }
+
+    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
+        let (budget, original, flaw) = (batch.budget, batch.images, self.0);
+        let places: Vec<u64> = (0..batch.ids.len() as u64).collect();
+        let ids = if matches!(flaw, Flaw::NoiseByPlace) { &places } else { batch.ids };
+        let labels = if matches!(flaw, Flaw::SwappedLabel) {
+            &batch.labels.eq(0).to_kind(Kind::Int64)
+        } else {
+            batch.labels
+        };
+        let share = match flaw {
+            Flaw::WrongSign => -2.5,
+            Flaw::NoProjection | Flaw::NoBox => 4.0,
+            _ => 2.5,
+        };
+        let mut adversarial = budget.random_start(original, ids, batch.seed, "pgd", batch.restart);
+        for _ in 0..20 {
+            let gradient = classifier.input_gradient(&adversarial, labels, batch.objective).gradient;
+            let direction = match flaw {
+                Flaw::NormOfTheWholeBatch => &gradient / gradient.abs().max() * 0.5,
+                _ => budget.steepest(&gradient),
+            };
+            let moved = adversarial + direction * (share * budget.epsilon() / 20.0);
+            adversarial = match flaw {
+                Flaw::NoProjection => moved.clamp(0.0, 1.0),
+                Flaw::NoBox => original + (moved - original).clamp(-budget.epsilon(), budget.epsilon()),
+                _ => budget.project(original, &moved),
+            };
+        }
+        Ok(match flaw {
+            Flaw::HalfBudget => original + (adversarial - original) * 0.5,
+            Flaw::NanImage => adversarial * f64::NAN,
+            _ => adversarial,
+        })
+    }
+}
+
+/// All checks on one attack in one norm; the first that fails speaks.
+fn check_all(attack: &dyn Attack, norm: Norm) -> common::Check {
+    let classifier = Linear::random(2, &[2, 3, 4], 0.3, 1);
+    let samples = Samples::random(6, &[2, 3, 4], 2, -0.2, 1);
+    check_budget(attack, &classifier, &samples.batch(budget(norm, 0.2), Objective::CrossEntropy))?;
+    check_optimum(attack, norm, if norm == Norm::L2 { 0.3 } else { 0.0 })?;
+    let epsilon = if norm == Norm::L2 { 0.3 } else { 0.02 };
+    check_independence(attack, norm, epsilon)
+}
+
+#[test]
+fn the_checks_find_every_broken_attack() {
+    for norm in NORMS {
+        check_all(&Mutant(Flaw::None), norm).unwrap();
+        check_all(&Pgd::default(), norm).unwrap();
+        for flaw in [
+            Flaw::WrongSign,
+            Flaw::NoProjection,
+            Flaw::NoBox,
+            Flaw::SwappedLabel,
+            Flaw::HalfBudget,
+            Flaw::NoiseByPlace,
+            Flaw::NormOfTheWholeBatch,
+            Flaw::NanImage,
+        ] {
+            let found = check_all(&Mutant(flaw), norm);
+            assert!(found.is_err(), "no check finds {flaw:?} in {norm}");
+        }
+    }
+}
+
+#[test]
+fn a_mutant_that_leaves_the_budget_is_refused_by_the_driver() {
+    let classifier = Linear::random(2, &[2, 3, 4], 0.3, 1);
+    let samples = Samples::random(6, &[2, 3, 4], 2, -0.2, 1);
+    let batch = samples.batch(budget(Norm::Linf, 0.2), Objective::CrossEntropy);
+    for flaw in [Flaw::NoProjection, Flaw::NoBox, Flaw::NanImage] {
+        let error = run_all(&Mutant(flaw), &classifier, &batch, 512).unwrap_err().to_string();
+        assert!(error.contains("left the budget"), "{error}");
+    }
+    assert!(run_all(&Fgsm {}, &classifier, &batch, 512).is_ok());
+}
