@@ -14,13 +14,13 @@ use embedded_graphics::{
 use image::{Rgb, RgbImage};
 
 /// Width of a character.
-pub(crate) const CHAR_WIDTH: u32 = 6;
+pub const CHAR_WIDTH: u32 = 6;
 /// Height of a line.
-pub(crate) const LINE_HEIGHT: u32 = 10;
+pub const LINE_HEIGHT: u32 = 10;
 
 /// Writes `text` in grey level `ink`, its top left corner at (`x`, `y`); what lies outside the picture is cut off.
 /// Characters beyond ASCII appear as question marks.
-pub(crate) fn write(picture: &mut RgbImage, text: &str, (x, y): (u32, u32), ink: u8) {
+pub fn write(picture: &mut RgbImage, text: &str, (x, y): (u32, u32), ink: u8) {
     let style = MonoTextStyle::new(&FONT_6X10, Gray8::new(ink));
     let position = Point::new(x as i32, y as i32);
     match Text::with_baseline(text, position, style, Baseline::Top).draw(&mut Canvas(picture)) {

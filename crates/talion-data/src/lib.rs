@@ -20,7 +20,7 @@ mod fetch;
 mod folder;
 mod idx;
 mod info;
-mod label;
+pub mod label;
 mod load;
 mod mat5;
 mod names;

@@ -22,6 +22,15 @@ pub enum Event {
         /// Steps already done.
         step: u64,
     },
+    /// Something is being made ready before the next step.
+    Preparing {
+        /// What, for instance `attacking round-0`.
+        what: String,
+        /// Images done.
+        done: u64,
+        /// Images in all.
+        total: u64,
+    },
     /// Some steps were done.
     Progress {
         /// Steps done.

@@ -1,0 +1,182 @@
+//! A round's images: clean, attacked, and everything about them that no training step changes.
+
+use std::{ops::ControlFlow, path::Path};
+
+use serde::{Deserialize, Serialize};
+use talion_attacks::{Attack, Batch};
+use talion_core::{Archive, Classifier, Error, Objective, Result, Tensors};
+use tch::{Kind, Tensor};
+
+use super::Mixture;
+use crate::{
+    gradient_map::MapGraph,
+    trn::{Prepared, Trn},
+};
+
+/// Clean images with labels and ids, on the classifier's device.
+pub(super) struct Clean {
+    pub images: Tensor,
+    pub labels: Tensor,
+    pub ids: Vec<u64>,
+}
+
+/// Images attacked, restored once and mapped where the network wants it.
+pub(super) struct Pool {
+    pub clean: Tensor,
+    pub labels: Tensor,
+    pub attacked: Tensor,
+    /// The classifier's probabilities for the clean images.
+    pub answers: Tensor,
+    /// First pass and maps; empty where these are trained and have to be made in every step.
+    pub prepared: Prepared,
+}
+
+/// Rows attacked or prepared at once.
+const CHUNK: i64 = 128;
+
+/// Tells how many rows are done; `Break` asks to stop.
+pub(super) type Watch<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + 'a;
+
+#[derive(Serialize, Deserialize)]
+struct CacheHeader {
+    kind: String,
+    key: serde_json::Value,
+}
+
+const CACHE_KIND: &str = "attacked-images";
+
+/// Attacks each image with the part of the mixture that falls to it, or reads the result from `cache` where `key` says
+/// that it is the same.
+pub(super) fn attack(
+    classifier: &dyn Classifier,
+    clean: &Clean,
+    mixture: &Mixture,
+    seed: u64,
+    round: u64,
+    cache: Option<(&Path, serde_json::Value)>,
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    if let Some((path, key)) = &cache
+        && let Ok(mut archive) = Archive::<CacheHeader>::load(path)
+        && archive.header.kind == CACHE_KIND
+        && archive.header.key == *key
+        && let Some(attacked) = archive.tensors.remove("attacked")
+    {
+        return Ok(attacked.to_device(clean.images.device()));
+    }
+    let attacked = attack_all(classifier, clean, mixture, seed, round, watch)?;
+    if let Some((path, key)) = cache {
+        let header = CacheHeader { kind: CACHE_KIND.into(), key };
+        Archive { header, tensors: Tensors::from([("attacked".into(), attacked.shallow_clone())]) }.save(path)?;
+    }
+    Ok(attacked)
+}
+
+fn attack_all(
+    classifier: &dyn Classifier,
+    clean: &Clean,
+    mixture: &Mixture,
+    seed: u64,
+    round: u64,
+    watch: &mut Watch<'_>,
+) -> Result<Tensor> {
+    let parts = mixture.ingredients();
+    let mut rows = vec![Vec::new(); parts.len()];
+    for (row, &id) in clean.ids.iter().enumerate() {
+        rows[mixture.draw(seed, round, id)].push(row as i64);
+    }
+    let mut attacked = clean.images.copy();
+    let (mut done, total) = (0, clean.ids.len() as u64);
+    for (part, rows) in parts.iter().zip(&rows) {
+        let Some((spec, budget)) = &part.attack else { continue };
+        for chunk in rows.chunks(CHUNK as usize) {
+            let index = Tensor::from_slice(chunk).to_device(clean.images.device());
+            let ids: Vec<u64> = chunk.iter().map(|&row| clean.ids[row as usize]).collect();
+            let batch = Batch {
+                images: &clean.images.index_select(0, &index),
+                labels: &clean.labels.index_select(0, &index),
+                ids: &ids,
+                budget: *budget,
+                objective: Objective::CrossEntropy,
+                seed,
+                restart: round,
+            };
+            let images = spec.perturb(classifier, &batch)?;
+            let _ = attacked.index_copy_(0, &index, &images);
+            done += chunk.len() as u64;
+            if watch(done, total).is_break() {
+                return Err(Error::Interrupted);
+            }
+        }
+    }
+    Ok(attacked)
+}
+
+impl Pool {
+    /// Computes what does not change during training.
+    pub(super) fn new(
+        classifier: &dyn Classifier,
+        trn: &Trn,
+        clean: Clean,
+        attacked: Tensor,
+        watch: &mut Watch<'_>,
+    ) -> Result<Self> {
+        let rows = attacked.size()[0];
+        let (mut answers, mut prepared) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        while start < rows {
+            let length = CHUNK.min(rows - start);
+            tch::no_grad(|| {
+                answers.push(classifier.logits(&clean.images.narrow(0, start, length)).softmax(1, Kind::Float));
+                if !trn.card().spec.estimator.trainable() {
+                    let images = attacked.narrow(0, start, length);
+                    prepared.push(trn.prepare(classifier, &images, MapGraph::Constant, None));
+                }
+            });
+            start += length;
+            if watch(start as u64, rows as u64).is_break() {
+                return Err(Error::Interrupted);
+            }
+        }
+        Ok(Self {
+            clean: clean.images,
+            labels: clean.labels,
+            attacked,
+            answers: Tensor::cat(&answers, 0),
+            prepared: joined(&prepared),
+        })
+    }
+
+    /// Number of images.
+    pub(super) fn len(&self) -> usize {
+        self.attacked.size()[0] as usize
+    }
+
+    /// The rows at `index`.
+    pub(super) fn select(&self, index: &Tensor) -> Self {
+        let rows = |tensor: &Tensor| tensor.index_select(0, index);
+        Self {
+            clean: rows(&self.clean),
+            labels: rows(&self.labels),
+            attacked: rows(&self.attacked),
+            answers: rows(&self.answers),
+            prepared: Prepared {
+                first: self.prepared.first.as_ref().map(rows),
+                maps: self.prepared.maps.as_ref().map(rows),
+                evidence: self.prepared.evidence.as_ref().map(rows),
+            },
+        }
+    }
+}
+
+fn joined(parts: &[Prepared]) -> Prepared {
+    let join = |field: fn(&Prepared) -> Option<&Tensor>| {
+        let tensors: Vec<&Tensor> = parts.iter().filter_map(field).collect();
+        (!tensors.is_empty()).then(|| Tensor::cat(&tensors, 0))
+    };
+    Prepared {
+        first: join(|part| part.first.as_ref()),
+        maps: join(|part| part.maps.as_ref()),
+        evidence: join(|part| part.evidence.as_ref()),
+    }
+}

@@ -1,0 +1,137 @@
+//! Running a plan.
+
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+use talion_attacks::{Attack, Batch, RunOptions, predict_all, run};
+use talion_core::{Classifier, Error, Objective, Result};
+use talion_defenses::{Defended, GradientMode, Trn};
+use tch::{Kind, Tensor};
+
+use crate::{Plan, Proportion, Setting};
+
+/// Something that classifies: the bare classifier, or the classifier behind a restoration network.
+pub struct Contender<'a> {
+    /// The column's title.
+    pub name: String,
+    /// The network in front; `None` for the bare classifier.
+    pub trn: Option<&'a Trn>,
+}
+
+/// How one contender did in one row.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// The contender.
+    pub name: String,
+    /// Samples classified right.
+    pub accuracy: Proportion,
+    /// Which samples were classified right, in order.
+    pub right: Vec<bool>,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The attack; `None` for clean images.
+    pub setting: Option<Setting>,
+    /// The contenders that were measured, in their order. An attacker who knows the defence makes images for each
+    /// contender; the bare classifier then faces its own, as the control.
+    pub measured: Vec<Measured>,
+    /// Gradient passes a sample, by the attacked classifier.
+    pub gradients_per_sample: f64,
+    /// Seconds.
+    pub seconds: f64,
+}
+
+/// Told before each setting (`None`: clean) and as it advances: samples done and in all. `Break` asks to stop.
+pub type Watch<'a> = dyn FnMut(Option<&Setting>, usize, usize) -> ControlFlow<()> + 'a;
+
+/// Measures all contenders on clean images and under every setting of `plan`.
+///
+/// # Shapes
+/// `images` `[N, C, H, W]` in `[0, 1]`, `labels` `[N]`, `ids` N sample ids.
+///
+/// # Errors
+/// If images and labels do not fit the classifier, an attack fails, or the watcher asked to stop.
+pub fn evaluate(
+    classifier: &dyn Classifier,
+    contenders: &[Contender<'_>],
+    samples: (&Tensor, &Tensor, &[u64]),
+    plan: &Plan,
+    watch: &mut Watch<'_>,
+) -> Result<Vec<Row>> {
+    let (images, labels, _) = samples;
+    let total = images.size().first().copied().unwrap_or(0) as usize;
+    if watch(None, 0, total).is_break() {
+        return Err(Error::Interrupted);
+    }
+    let started = std::time::Instant::now();
+    let clean = contenders
+        .iter()
+        .map(|contender| judge(classifier, contender, images, labels))
+        .collect::<Result<Vec<_>>>()?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut rows = vec![Row { setting: None, measured: clean, gradients_per_sample: 0.0, seconds }];
+    for setting in &plan.settings {
+        rows.push(measure(classifier, contenders, samples, setting, plan.seed, watch)?);
+    }
+    Ok(rows)
+}
+
+fn measure(
+    classifier: &dyn Classifier,
+    contenders: &[Contender<'_>],
+    (images, labels, ids): (&Tensor, &Tensor, &[u64]),
+    setting: &Setting,
+    seed: u64,
+    watch: &mut Watch<'_>,
+) -> Result<Row> {
+    let started = std::time::Instant::now();
+    let budget = setting.budget;
+    let batch =
+        Batch { images, labels, ids, budget, objective: Objective::CrossEntropy, seed, restart: 0 };
+    let mut attack = |victim: &dyn Classifier| {
+        run(&setting.attack, victim, &batch, &RunOptions::default(), &mut |progress| {
+            watch(Some(setting), progress.done, progress.total)
+        })
+    };
+    let mut measured = Vec::new();
+    if setting.threat == GradientMode::Oblivious {
+        let adversarial = attack(classifier)?.adversarial;
+        for contender in contenders {
+            measured.push(judge(classifier, contender, &adversarial, labels)?);
+        }
+    } else {
+        for contender in contenders {
+            let adversarial = match contender.trn {
+                Some(trn) => attack(&Defended::new(classifier, trn, setting.threat)?)?.adversarial,
+                None => attack(classifier)?.adversarial,
+            };
+            measured.push(judge(classifier, contender, &adversarial, labels)?);
+        }
+    }
+    Ok(Row {
+        setting: Some(setting.clone()),
+        measured,
+        gradients_per_sample: (setting.attack.cost() * setting.attack.restarts()) as f64,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// What the whole contender, defence included, says of images.
+fn judge(
+    classifier: &dyn Classifier,
+    contender: &Contender<'_>,
+    images: &Tensor,
+    labels: &Tensor,
+) -> Result<Measured> {
+    let predictions = match contender.trn {
+        Some(trn) => predict_all(&Defended::new(classifier, trn, GradientMode::Exact)?, images)?,
+        None => predict_all(classifier, images)?,
+    };
+    let labels = labels.to_device(predictions.labels.device());
+    let right = Vec::<bool>::try_from(predictions.labels.eq_tensor(&labels).to_kind(Kind::Bool))?;
+    let count = right.iter().filter(|&&right| right).count() as u64;
+    let accuracy = Proportion { count, total: right.len() as u64 };
+    Ok(Measured { name: contender.name.clone(), accuracy, right })
+}

@@ -1,0 +1,8 @@
+//! The commands, one a file.
+
+pub mod data;
+pub mod demo;
+pub mod evaluate;
+pub mod reproduce;
+pub mod restore;
+pub mod train;

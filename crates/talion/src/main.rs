@@ -1,0 +1,62 @@
+//! The command line: says what happened, in which file, and what to do.
+
+mod bundled;
+mod commands;
+mod failure;
+mod monitor;
+mod samples;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const AFTER_HELP: &str = "\
+Start with `talion demo`: it needs no data and takes a minute.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the evaluation ran but a check failed; 130 interrupted (what was
+finished is kept; run the same command again to go on).";
+
+/// Defends image classifiers against adversarial examples, and tells the truth about how well.
+#[derive(Parser)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 110)]
+struct Arguments {
+    /// Print results as JSON on standard output; progress stays on standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Attack and restore bundled images with the pretrained pair, and draw what happened.
+    Demo(commands::demo::DemoArgs),
+    /// Fetch and describe data sets.
+    Data(commands::data::DataArgs),
+    /// Train a classifier, or a restoration network for one.
+    Train(commands::train::TrainArgs),
+    /// Measure a classifier bare and defended, under attacks that do not see the defence and under ones that do.
+    Evaluate(commands::evaluate::EvaluateArgs),
+    /// Restore image files.
+    Restore(commands::restore::RestoreArgs),
+    /// From data to table: classifier, one-stream twin, TRN, evaluation.
+    Reproduce(commands::reproduce::ReproduceArgs),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let json = arguments.json;
+    let result = match arguments.command {
+        Command::Demo(args) => commands::demo::run(&args, json),
+        Command::Data(args) => commands::data::run(&args, json),
+        Command::Train(args) => commands::train::run(&args, json),
+        Command::Evaluate(args) => commands::evaluate::run(&args, json),
+        Command::Restore(args) => commands::restore::run(&args, json),
+        Command::Reproduce(args) => commands::reproduce::run(&args, json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(error.as_ref()),
+    }
+}

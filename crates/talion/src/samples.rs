@@ -1,0 +1,31 @@
+//! The images that a command measures on.
+
+use talion_core::{Error, Result};
+use talion_data::Dataset;
+use tch::{Device, Tensor};
+
+/// Images with labels and ids.
+pub struct Samples {
+    /// `[N, C, H, W]` in `[0, 1]`.
+    pub images: Tensor,
+    /// `[N]`.
+    pub labels: Tensor,
+    /// The samples' ids.
+    pub ids: Vec<u64>,
+}
+
+impl Samples {
+    /// The first `count` images of `data` (all of them if there are fewer): a choice that nobody can tune.
+    ///
+    /// # Errors
+    /// If there are no images.
+    pub fn first(data: &Dataset, count: usize, device: Device) -> Result<Self> {
+        let indices: Vec<usize> = (0..count.min(data.len())).collect();
+        if indices.is_empty() {
+            return Err(Error::range("the number of images", "at least 1", 0));
+        }
+        let (images, labels) = data.tensor(&indices).map_err(Error::other)?;
+        let ids = indices.iter().map(|&index| data.ids()[index]).collect();
+        Ok(Self { images: images.to_device(device), labels: labels.to_device(device), ids })
+    }
+}
