@@ -7,6 +7,9 @@ ifeq ($(LIBTORCH),)
 unexport LIBTORCH
 endif
 
+# Waiting threads sleep instead of spinning: on a machine that has other work too, spinning costs half the speed.
+export OMP_WAIT_POLICY ?= passive
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -19,8 +22,10 @@ setup: tools ## fetch libtorch (0.5 GB, once a machine); a LIBTORCH that you set
 build: setup ## compile everything
 	cargo build --release --workspace
 
-demo: setup ## set up, compile and run the demonstration (options: make demo ARGS="...")
-	cargo run --release -p talion --bin talion -- demo $(ARGS)
+# Not `cargo run`: it selects one package, whose dependencies may resolve to other features than the workspace's, and
+# then compiles libtorch's bindings a second time.
+demo: build ## set up, compile and run the demonstration (options: make demo ARGS="...")
+	$${CARGO_TARGET_DIR:-target}/release/talion demo $(ARGS)
 
 test: setup ## set up, compile and run all tests; they need no network
 	cargo test --release --workspace

@@ -30,8 +30,12 @@ impl GradientMode {
     pub fn description(self) -> &'static str {
         match self {
             Self::Exact => "knows the whole defence and differentiates through restoration and gradient map",
-            Self::Detached => "knows the defence and differentiates through the restoration, not through the map",
-            Self::Bpda => "runs the defence but pretends that restoration is the identity when differentiating",
+            Self::Detached => {
+                "knows the defence and differentiates through the restoration, not through the map"
+            }
+            Self::Bpda => {
+                "runs the defence but pretends that restoration is the identity when differentiating"
+            }
             Self::Oblivious => "attacks the bare classifier and does not know that there is a defence",
         }
     }

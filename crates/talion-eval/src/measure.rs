@@ -88,8 +88,7 @@ fn measure(
 ) -> Result<Row> {
     let started = std::time::Instant::now();
     let budget = setting.budget;
-    let batch =
-        Batch { images, labels, ids, budget, objective: Objective::CrossEntropy, seed, restart: 0 };
+    let batch = Batch { images, labels, ids, budget, objective: Objective::CrossEntropy, seed, restart: 0 };
     let mut attack = |victim: &dyn Classifier| {
         run(&setting.attack, victim, &batch, &RunOptions::default(), &mut |progress| {
             watch(Some(setting), progress.done, progress.total)

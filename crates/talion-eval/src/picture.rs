@@ -66,8 +66,13 @@ fn draw(picture: &mut RgbImage, scene: &Scene, top: u32) -> Result<()> {
     let signed = |values: &Tensor, full: f64| (values / (2.0 * full) + 0.5).clamp(0.0, 1.0);
     let difference = signed(&(&scene.adversarial - &scene.restored), FULL_DIFFERENCE);
     let map = scene.map.as_ref().map(|map| signed(map, 1.0));
-    let tiles =
-        [Some(&scene.clean), Some(&scene.adversarial), map.as_ref(), Some(&scene.restored), Some(&difference)];
+    let tiles = [
+        Some(&scene.clean),
+        Some(&scene.adversarial),
+        map.as_ref(),
+        Some(&scene.restored),
+        Some(&difference),
+    ];
     for (column, tile) in tiles.into_iter().enumerate() {
         match tile {
             Some(image) => paste(picture, image, left(column), top)?,
@@ -79,7 +84,12 @@ fn draw(picture: &mut RgbImage, scene: &Scene, top: u32) -> Result<()> {
         let mark = if scene.right[index] { "right" } else { "WRONG" };
         label::write(picture, name, (left(column), top + TILE + 3), RIGHT);
         let second = format!("{:.1} % {mark}", 100.0 * confidence);
-        label::write(picture, &second, (left(column), top + TILE + 15), if scene.right[index] { 120 } else { 0 });
+        label::write(
+            picture,
+            &second,
+            (left(column), top + TILE + 15),
+            if scene.right[index] { 120 } else { 0 },
+        );
     }
     Ok(())
 }
@@ -88,7 +98,11 @@ fn draw(picture: &mut RgbImage, scene: &Scene, top: u32) -> Result<()> {
 fn paste(picture: &mut RgbImage, image: &Tensor, left: u32, top: u32) -> Result<()> {
     let size = image.size();
     let &[channels @ (1 | 3), height, width] = size.as_slice() else {
-        return Err(Error::Shape { what: "an image to draw", expected: "[1 or 3, H, W]".into(), found: size });
+        return Err(Error::Shape {
+            what: "an image to draw",
+            expected: "[1 or 3, H, W]".into(),
+            found: size,
+        });
     };
     let bytes = (image.detach() * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8);
     let bytes = Vec::<u8>::try_from(bytes.permute([1, 2, 0]).contiguous().flatten(0, -1))?;
@@ -97,8 +111,11 @@ fn paste(picture: &mut RgbImage, image: &Tensor, left: u32, top: u32) -> Result<
             let row = i64::from(y) * height / i64::from(TILE);
             let column = i64::from(x) * width / i64::from(TILE);
             let start = ((row * width + column) * channels) as usize;
-            let pixel =
-                if channels == 1 { [bytes[start]; 3] } else { [bytes[start], bytes[start + 1], bytes[start + 2]] };
+            let pixel = if channels == 1 {
+                [bytes[start]; 3]
+            } else {
+                [bytes[start], bytes[start + 1], bytes[start + 2]]
+            };
             picture.put_pixel(left + x, top + y, Rgb(pixel));
         }
     }

@@ -24,7 +24,11 @@ impl FromStr for Setting {
     /// Reads `pgd-20@8/255`, `exact:pgd-40@8/255`, `oblivious:pgd-20@l2:0.5`.
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
-            Error::range("an attack setting", "[THREAT:]ATTACK@[NORM:]EPSILON, such as exact:pgd-20@8/255", text)
+            Error::range(
+                "an attack setting",
+                "[THREAT:]ATTACK@[NORM:]EPSILON, such as exact:pgd-20@8/255",
+                text,
+            )
         };
         let (what, budget) = text.split_once('@').ok_or_else(wrong)?;
         let threat = GradientMode::ALL.into_iter().find_map(|mode| {

@@ -13,7 +13,11 @@ pub fn markdown(rows: &[Row]) -> String {
         let mut line = match &row.setting {
             None => vec!["none (clean)".to_owned(), "-".to_owned(), "-".to_owned()],
             Some(setting) => {
-                vec![setting.attack.to_string(), setting.budget.to_string(), attacker(setting.threat).to_owned()]
+                vec![
+                    setting.attack.to_string(),
+                    setting.budget.to_string(),
+                    attacker(setting.threat).to_owned(),
+                ]
             }
         };
         line.extend(row.measured.iter().map(|measured| measured.accuracy.to_string()));

@@ -56,7 +56,8 @@ pub(crate) struct Norm {
 
 impl Norm {
     pub(crate) fn new(path: &nn::Path<'_>, channels: i64) -> Self {
-        let config = nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), eps: EPSILON, ..Default::default() };
+        let config =
+            nn::BatchNormConfig { ws_init: nn::Init::Const(1.0), eps: EPSILON, ..Default::default() };
         Self { norm: nn::batch_norm2d(path, channels, config), folded: None }
     }
 

@@ -53,10 +53,11 @@ impl GradientMapEstimator for Learned {
 
     fn estimate(&self, context: &MapContext<'_>, images: &Tensor) -> Maps {
         let keep = context.graph == MapGraph::Differentiable;
-        let (weights, gradient) = tch::with_grad(|| weighted_gradient(self, context.classifier, images, keep));
+        let (weights, gradient) =
+            tch::with_grad(|| weighted_gradient(self, context.classifier, images, keep));
         let gradient = if keep { gradient } else { gradient.detach() };
-        let evidence = magnitude(&gradient).detach() * 0.5
-            + weights.amax([1_i64].as_slice(), true).detach() * 0.5;
+        let evidence = (magnitude(&gradient) + weights.amax([1_i64].as_slice(), true)) * 0.5;
+        let evidence = if keep { evidence } else { evidence.detach() };
         Maps { maps: context.normalization.apply(&gradient), evidence }
     }
 }
@@ -67,13 +68,15 @@ fn weighted_gradient(
     images: &Tensor,
     keep: bool,
 ) -> (Tensor, Tensor) {
+    // A node of its own: the map is the gradient at fixed weights, although these depend on the image too.
     let points = if keep && images.requires_grad() {
-        images.shallow_clone()
+        images * 1.0
     } else {
         images.detach().set_requires_grad(true)
     };
     let logits = classifier.logits(&points);
-    let weights = head.distribution(&logits.detach(), &points.detach());
+    let seen = if keep { classifier.logits(images) } else { logits.detach() };
+    let weights = head.distribution(&seen, images);
     let loss = -(logits.log_softmax(1, None) * &weights).sum(Kind::Float);
     let gradient = Tensor::run_backward(&[loss], &[&points], keep, keep).remove(0);
     (weights, gradient)

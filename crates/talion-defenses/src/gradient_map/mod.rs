@@ -75,7 +75,11 @@ pub trait GradientMapEstimator {
 }
 
 /// Builds the estimator that `spec` names. Learned parts take their weights from `path`.
-pub fn build(spec: &EstimatorSpec, path: &nn::Path<'_>, classes: i64) -> Option<Box<dyn GradientMapEstimator>> {
+pub fn build(
+    spec: &EstimatorSpec,
+    path: &nn::Path<'_>,
+    classes: i64,
+) -> Option<Box<dyn GradientMapEstimator>> {
     Some(match *spec {
         EstimatorSpec::None => return None,
         EstimatorSpec::Restoration => Box::new(Restoration),
@@ -145,6 +149,14 @@ pub(crate) fn raw_gradient(
         let gradient = Tensor::run_backward(&[loss.sum(loss.kind())], &[&points], true, true).remove(0);
         InputGradient { loss, gradient, logits }
     })
+}
+
+/// The classifier's logits at the images, in the graph where the maps are: evidence read from them has a derivative too.
+pub(crate) fn logits(context: &MapContext<'_>, images: &Tensor) -> Tensor {
+    match context.graph {
+        MapGraph::Constant => tch::no_grad(|| context.classifier.logits(images)),
+        MapGraph::Differentiable => context.classifier.logits(images),
+    }
 }
 
 /// The logarithm of each row's mean absolute gradient, brought to order 1: how hard the classifier can be pushed.

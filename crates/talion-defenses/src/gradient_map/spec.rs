@@ -55,7 +55,8 @@ impl EstimatorSpec {
     }
 }
 
-const KNOWN: &str = "none, restoration, predicted, top1 to top16, coarse1 to coarse4, walk-back, learned, oracle";
+const KNOWN: &str =
+    "none, restoration, predicted, top1 to top16, coarse1 to coarse4, walk-back, learned, oracle";
 
 impl fmt::Display for EstimatorSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{GradientMapEstimator, MapContext, Maps, raw_gradient};
+use super::{GradientMapEstimator, MapContext, Maps, logits, raw_gradient};
 
 /// `k` maps, the most likely label's first.
 pub struct TopK {
@@ -20,7 +20,7 @@ impl GradientMapEstimator for TopK {
     }
 
     fn estimate(&self, context: &MapContext<'_>, images: &Tensor) -> Maps {
-        let logits = tch::no_grad(|| context.classifier.logits(images));
+        let logits = logits(context, images);
         let (_, ranked) = logits.topk(self.k, 1, true, true);
         let maps: Vec<Tensor> = (0..self.k)
             .map(|rank| {

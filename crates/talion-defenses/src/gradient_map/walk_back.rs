@@ -7,7 +7,7 @@
 
 use tch::Tensor;
 
-use super::{GradientMapEstimator, MapContext, Maps, magnitude, probability, raw_gradient};
+use super::{GradientMapEstimator, MapContext, Maps, logits, magnitude, probability, raw_gradient};
 
 /// Three maps: the input's label half-way and at a fifth of the way from the restoration to the input, and the
 /// input's least likely label half-way.
@@ -29,7 +29,7 @@ impl GradientMapEstimator for WalkBack {
     fn estimate(&self, context: &MapContext<'_>, images: &Tensor) -> Maps {
         let restored = context.coarse.unwrap_or(images);
         let rows = images.size()[0];
-        let logits = tch::no_grad(|| context.classifier.logits(images));
+        let logits = logits(context, images);
         let (given, least) = (logits.argmax(1, false), logits.argmin(1, false));
         let towards = |share: f64| restored + (images - restored) * share;
         let near = towards(NEAR);

@@ -99,7 +99,11 @@ fn ingredient(text: &str) -> Result<Ingredient> {
         return Ok(Ingredient { attack: None, weight });
     }
     let (name, budget) = what.split_once('@').ok_or_else(|| {
-        Error::range("a part of the mixture", "`clean` or an attack with its budget, such as pgd-7@8/255", what)
+        Error::range(
+            "a part of the mixture",
+            "`clean` or an attack with its budget, such as pgd-7@8/255",
+            what,
+        )
     })?;
     let (norm, epsilon) = match budget.split_once(':') {
         Some((norm, epsilon)) => (norm.parse()?, epsilon),

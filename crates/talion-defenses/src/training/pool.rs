@@ -67,7 +67,8 @@ pub(super) fn attack(
     let attacked = attack_all(classifier, clean, mixture, seed, round, watch)?;
     if let Some((path, key)) = cache {
         let header = CacheHeader { kind: CACHE_KIND.into(), key };
-        Archive { header, tensors: Tensors::from([("attacked".into(), attacked.shallow_clone())]) }.save(path)?;
+        Archive { header, tensors: Tensors::from([("attacked".into(), attacked.shallow_clone())]) }
+            .save(path)?;
     }
     Ok(attacked)
 }
@@ -127,7 +128,8 @@ impl Pool {
         while start < rows {
             let length = CHUNK.min(rows - start);
             tch::no_grad(|| {
-                answers.push(classifier.logits(&clean.images.narrow(0, start, length)).softmax(1, Kind::Float));
+                answers
+                    .push(classifier.logits(&clean.images.narrow(0, start, length)).softmax(1, Kind::Float));
                 if !trn.card().spec.estimator.trainable() {
                     let images = attacked.narrow(0, start, length);
                     prepared.push(trn.prepare(classifier, &images, MapGraph::Constant, None));

@@ -57,7 +57,11 @@ pub fn train_trn(config: &TrnTraining, sources: &TrnSources<'_>, observe: &mut O
     let (train, validation) =
         sources.data.split_validation(config.validation, config.split_seed).map_err(Error::other)?;
     if train.len() < config.pool {
-        return Err(Error::range("pool", format!("at most {}, the training images", train.len()), config.pool));
+        return Err(Error::range(
+            "pool",
+            format!("at most {}, the training images", train.len()),
+            config.pool,
+        ));
     }
     let trainer = Trainer::new(config, sources, &train)?;
     let examined = trainer.validation_pools(&validation, observe)?;
@@ -118,8 +122,7 @@ impl<'a> Trainer<'a> {
         let parameters = Parameters::new(trn.store());
         let optimizer = Optimizer::adamw(&parameters, config.weight_decay);
         let copy = || parameters.flat().copy();
-        let best =
-            Best { weights: copy(), score: f64::NEG_INFINITY, round: 0, metrics: BTreeMap::new() };
+        let best = Best { weights: copy(), score: f64::NEG_INFINITY, round: 0, metrics: BTreeMap::new() };
         let average = copy();
         Ok(Self {
             config,
@@ -233,8 +236,7 @@ impl<'a> Trainer<'a> {
                 Some(order[(place % count) as usize])
             })
             .collect();
-        let images =
-            config.augmentation.apply(train, &indices, config.seed, round).map_err(Error::other)?;
+        let images = config.augmentation.apply(train, &indices, config.seed, round).map_err(Error::other)?;
         let clean = self.clean(train, &indices, images)?;
         let pool = self.pool(&format!("round-{round}"), clean, &config.mixture, round, observe);
         if matches!(pool, Err(Error::Interrupted)) {
@@ -271,8 +273,7 @@ impl<'a> Trainer<'a> {
         };
         let cache = path.as_deref().zip(Some(key));
         let mut attacking = |done, total| report("attacking", done, total);
-        let attacked =
-            attack(self.classifier, &clean, mixture, config.seed, round, cache, &mut attacking)?;
+        let attacked = attack(self.classifier, &clean, mixture, config.seed, round, cache, &mut attacking)?;
         let mut preparing = |done, total| report("preparing", done, total);
         Pool::new(self.classifier, &self.trn, clean, attacked, &mut preparing)
     }
@@ -334,13 +335,14 @@ impl<'a> Trainer<'a> {
     }
 
     fn resume(&mut self, observe: &mut Observer<'_>) -> Result<u64> {
-        let Some((step, mut extra)) = self.snapshot.restore(&mut self.parameters, &mut self.optimizer)? else {
+        let Some((step, mut extra)) = self.snapshot.restore(&mut self.parameters, &mut self.optimizer)?
+        else {
             return Ok(0);
         };
         let mut take = |name: &str| {
-            extra.remove(name).ok_or_else(|| {
-                Error::Refused(format!("the snapshot lacks {name}; delete it to start over"))
-            })
+            extra
+                .remove(name)
+                .ok_or_else(|| Error::Refused(format!("the snapshot lacks {name}; delete it to start over")))
         };
         self.average.copy_(&take("average")?);
         self.best.weights.copy_(&take("best")?);
@@ -350,8 +352,7 @@ impl<'a> Trainer<'a> {
             self.best.round = round as u64;
             if score.is_finite() {
                 let named = [("clean", clean), ("fgsm", fgsm), ("pgd", pgd)];
-                self.best.metrics =
-                    named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+                self.best.metrics = named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
             }
         }
         self.tell(observe, step, &Event::Resumed { step })?;

@@ -85,9 +85,11 @@ impl Trn {
             gradient: estimator.as_ref().map(|estimator| (estimator.maps(), estimator.evidence())),
         };
         let main = Network::new(&(&root / "main"), &card.spec, streams);
-        let first = card.spec.first.as_deref().map(|spec| {
-            Network::new(&(&root / "first"), spec, Streams::one(card.spec.channels))
-        });
+        let first = card
+            .spec
+            .first
+            .as_deref()
+            .map(|spec| Network::new(&(&root / "first"), spec, Streams::one(card.spec.channels)));
         initialise(&store, card.seed);
         tch::no_grad(|| {
             main.start_as_identity();

@@ -84,9 +84,9 @@ impl TrnSpec {
             None if self.estimator.needs_coarse() => {
                 Err(Error::Refused(format!("the estimator {} needs a first pass", self.estimator)))
             }
-            Some(first) if first.estimator != EstimatorSpec::None || first.channels != self.channels => {
-                Err(Error::Refused("the first pass has to be a one-stream network of the same channels".into()))
-            }
+            Some(first) if first.estimator != EstimatorSpec::None || first.channels != self.channels => Err(
+                Error::Refused("the first pass has to be a one-stream network of the same channels".into()),
+            ),
             Some(first) => first.validate(),
             None => Ok(()),
         }

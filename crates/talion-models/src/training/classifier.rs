@@ -105,7 +105,8 @@ pub fn train_classifier(
 ) -> Result<Model> {
     config.validate()?;
     if data.len() < config.validation + config.batch_size {
-        let expected = format!("more than validation + batch size = {}", config.validation + config.batch_size);
+        let expected =
+            format!("more than validation + batch size = {}", config.validation + config.batch_size);
         return Err(Error::range("the number of training images", expected, data.len()));
     }
     let (train, validation) = data.split_validation(config.validation, config.seed).map_err(Error::other)?;
@@ -132,7 +133,12 @@ const REPORT_EVERY: u64 = 10;
 const SNAPSHOT_SECONDS: u64 = 60;
 
 impl<'a> Trainer<'a> {
-    fn new(config: &'a ClassifierTraining, train: &Dataset, device: Device, snapshot: Snapshot) -> Result<Self> {
+    fn new(
+        config: &'a ClassifierTraining,
+        train: &Dataset,
+        device: Device,
+        snapshot: Snapshot,
+    ) -> Result<Self> {
         let statistics = DatasetInfo::of(train);
         let (mean, std) = (statistics.means, statistics.stds);
         let card = ModelCard {
@@ -157,7 +163,16 @@ impl<'a> Trainer<'a> {
         let average = config.average.map(|_| parameters.flat().copy());
         // A last partial batch is left out: its batch statistics would be noisy.
         let steps_per_epoch = (train.len() / config.batch_size) as u64;
-        Ok(Self { config, model, parameters, optimizer, average, snapshot, steps_per_epoch, order: (None, Vec::new()) })
+        Ok(Self {
+            config,
+            model,
+            parameters,
+            optimizer,
+            average,
+            snapshot,
+            steps_per_epoch,
+            order: (None, Vec::new()),
+        })
     }
 
     fn run(mut self, train: &Dataset, validation: &Dataset, observe: &mut Observer<'_>) -> Result<Model> {
@@ -190,7 +205,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn resume(&mut self, observe: &mut Observer<'_>) -> Result<u64> {
-        let Some((step, mut extra)) = self.snapshot.restore(&mut self.parameters, &mut self.optimizer)? else {
+        let Some((step, mut extra)) = self.snapshot.restore(&mut self.parameters, &mut self.optimizer)?
+        else {
             return Ok(0);
         };
         if let (Some(average), Some(found)) = (&mut self.average, extra.remove("average")) {

@@ -75,7 +75,9 @@ impl Optimizer {
         };
         match self {
             Self::Sgd { velocity, .. } => named(&[("optimizer/velocity", velocity)]),
-            Self::AdamW { mean, square, .. } => named(&[("optimizer/mean", mean), ("optimizer/square", square)]),
+            Self::AdamW { mean, square, .. } => {
+                named(&[("optimizer/mean", mean), ("optimizer/square", square)])
+            }
         }
     }
 

@@ -25,7 +25,8 @@ impl Parameters {
             }
         }
         tch::no_grad(|| {
-            let flat = Tensor::cat(&weights.iter().map(|weight| weight.flatten(0, -1)).collect::<Vec<_>>(), 0);
+            let flat =
+                Tensor::cat(&weights.iter().map(|weight| weight.flatten(0, -1)).collect::<Vec<_>>(), 0);
             // Norms and biases are not decayed: pulling them to zero regularises nothing (He et al. 2019, section 3.1).
             let decayed = weights.iter().map(|weight| {
                 let value = if weight.dim() > 1 { 1.0 } else { 0.0 };
@@ -85,7 +86,11 @@ pub fn load_variables(store: &nn::VarStore, tensors: &Tensors) -> Result<()> {
         let found = tensors.get(name).ok_or_else(|| Error::Refused(format!("tensor {name} is missing")))?;
         if found.size() != tensor.size() {
             let expected = format!("{:?}", tensor.size());
-            return Err(Error::range(format!("the shape of {name}"), expected, format!("{:?}", found.size())));
+            return Err(Error::range(
+                format!("the shape of {name}"),
+                expected,
+                format!("{:?}", found.size()),
+            ));
         }
     }
     if let Some(name) = tensors.keys().find(|name| !wanted.contains_key(*name)) {

@@ -56,12 +56,8 @@ pub struct EvaluateArgs {
 pub fn run(args: &EvaluateArgs, json: bool) -> CommandResult {
     catch_interrupts();
     let device = Device::cuda_if_available();
-    let networks = Networks::load(
-        args.model.as_deref(),
-        args.one_stream.as_deref(),
-        args.trn.as_deref(),
-        device,
-    )?;
+    let networks =
+        Networks::load(args.model.as_deref(), args.one_stream.as_deref(), args.trn.as_deref(), device)?;
     let data = match &args.data {
         Some(spec) => talion_data::load(spec, Split::Test, None)?,
         None => talion_data::fashion_mnist_sample()?,
@@ -89,7 +85,9 @@ pub fn run(args: &EvaluateArgs, json: bool) -> CommandResult {
     if plan.is_adaptive() {
         println!("{OBLIVIOUS_WARNING}");
     } else {
-        println!("NO ATTACKER HERE KNOWS THE DEFENCE: these figures say nothing about robustness. Add --attack exact:...");
+        println!(
+            "NO ATTACKER HERE KNOWS THE DEFENCE: these figures say nothing about robustness. Add --attack exact:..."
+        );
     }
     Ok(())
 }

@@ -6,10 +6,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use talion_core::{Budget, Error, Norm, write_atomically};
 use talion_data::{Augmentation, Dataset, DatasetSpec, Split};
-use talion_defenses::{
-    EstimatorSpec, Trn, TrnSpec,
-    training::TrnTraining,
-};
+use talion_defenses::{EstimatorSpec, Trn, TrnSpec, training::TrnTraining};
 use talion_eval::{Plan, Row, markdown};
 use talion_models::{Model, training::ClassifierTraining};
 use tch::Device;
@@ -157,12 +154,7 @@ pub fn run(args: &ReproduceArgs, json: bool) -> CommandResult {
 }
 
 /// Trains what is not there yet.
-fn networks(
-    args: &ReproduceArgs,
-    train: &Dataset,
-    folder: &Path,
-    device: Device,
-) -> Result<Networks, Error> {
+fn networks(args: &ReproduceArgs, train: &Dataset, folder: &Path, device: Device) -> Result<Networks, Error> {
     let profile = args.profile;
     let config = profile.classifier(&args.dataset, train, args.seed)?;
     let path = folder.join("classifier.safetensors");

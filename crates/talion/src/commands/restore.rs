@@ -131,8 +131,7 @@ fn read(path: &Path, channels: i64) -> Result<((u32, u32), Tensor)> {
         .ok_or_else(|| Error::file(path, "is neither PNG nor JPEG"))?;
     let mut reader = image::ImageReader::with_format(std::io::Cursor::new(&bytes), format);
     reader.limits(limits());
-    let image =
-        reader.decode().map_err(|error| Error::file(path, format!("cannot be decoded: {error}")))?;
+    let image = reader.decode().map_err(|error| Error::file(path, format!("cannot be decoded: {error}")))?;
     let size = (image.width(), image.height());
     let pixels = if channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() };
     let (width, height) = (i64::from(size.0), i64::from(size.1));
@@ -163,7 +162,9 @@ fn restore(
     // Rounded first: what is said of the result is said of the file.
     let restored = (restored * 255.0).round() / 255.0;
     let answers = [&images, &restored].map(|images| {
-        tch::no_grad(|| talion_core::Classifier::logits(classifier, images).softmax(1, None).max_dim(1, false))
+        tch::no_grad(|| {
+            talion_core::Classifier::logits(classifier, images).softmax(1, None).max_dim(1, false)
+        })
     });
     let change = (&restored - &images).abs().amax([1_i64, 2, 3].as_slice(), false);
     let names = &classifier.card().class_names;

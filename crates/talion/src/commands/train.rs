@@ -180,18 +180,15 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
     };
     let data = talion_data::load(&data, Split::Train, None)?;
     let first = args.first.as_deref().map(|path| Trn::load(path, device)).transpose()?;
-    let mut spec = TrnSpec::one_stream(&args.size, classifier.card().spec.channels)?.with_estimator(args.estimator);
+    let mut spec =
+        TrnSpec::one_stream(&args.size, classifier.card().spec.channels)?.with_estimator(args.estimator);
     if let (Some(slot), Some(first)) = (&mut spec.first, &first) {
         **slot = first.card().spec.clone();
     }
     let trained: ClassifierTraining = serde_json::from_value(classifier.card().training.clone())?;
     let config = TrnTraining {
         mixture: args.mixture.clone().unwrap_or_default(),
-        losses: LossWeights {
-            pixel: args.pixel,
-            logit: args.logit,
-            classification: args.classification,
-        },
+        losses: LossWeights { pixel: args.pixel, logit: args.logit, classification: args.classification },
         pool: args.pool,
         replays: args.replays,
         rounds: args.rounds,

@@ -1,0 +1,120 @@
+//! The program as its users meet it.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+fn talion(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_talion")).current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The first bundled test image as a PNG file.
+fn picture(path: &Path) {
+    let data = talion_data::fashion_mnist_sample().unwrap();
+    let pixels = data.image_bytes(0).unwrap().to_vec();
+    image::GrayImage::from_raw(28, 28, pixels).unwrap().save(path).unwrap();
+}
+
+#[test]
+fn help_teaches() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = text(&talion(folder.path(), &["--help"]).stdout);
+    for word in ["demo", "data", "train", "evaluate", "restore", "reproduce", "Exit codes"] {
+        assert!(help.contains(word), "{word} is missing:\n{help}");
+    }
+    for command in [
+        &["demo", "--help"][..],
+        &["data", "fetch", "--help"],
+        &["data", "info", "--help"],
+        &["train", "classifier", "--help"],
+        &["train", "trn", "--help"],
+        &["evaluate", "--help"],
+        &["restore", "--help"],
+        &["reproduce", "--help"],
+    ] {
+        let output = talion(folder.path(), command);
+        assert!(output.status.success() && output.stdout.len() > 200, "{command:?}");
+    }
+}
+
+#[test]
+fn the_demo_measures_and_draws() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = talion(folder.path(), &["--json", "demo", "--images", "4", "-o", "demo.png"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["oblivious"].as_array().unwrap();
+    // clean and five attacks at two budgets
+    assert_eq!(rows.len(), 11);
+    assert_eq!(rows[0]["measured"].as_array().unwrap().len(), 3);
+    assert_eq!(report["adaptive"].as_array().unwrap().len(), 4);
+    let picture = image::open(folder.path().join("demo.png")).unwrap();
+    assert!(picture.width() > 500 && picture.height() > 100);
+}
+
+#[test]
+fn the_demo_says_that_its_attacks_are_blind() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = talion(folder.path(), &["demo", "--images", "2"]);
+    let said = text(&output.stdout);
+    assert!(said.contains("do not see the defence") && said.contains("KNOWS (exact)"), "{said}");
+}
+
+#[test]
+fn evaluation_is_the_same_whatever_else_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let right = |images: &str| {
+        let arguments = ["--json", "evaluate", "--images", images, "--attack", "pgd-5@0.1"];
+        let output = talion(folder.path(), &arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["rows"][1]["measured"][1]["right"].as_array().unwrap().clone()
+    };
+    let few = right("5");
+    assert_eq!(right("40")[..5], few);
+}
+
+#[test]
+fn restore_writes_images_and_says_what_was_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    picture(&folder.path().join("a.png"));
+    picture(&folder.path().join("b.png"));
+    let output = talion(folder.path(), &["restore", "a.png", "-o", "one.png"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(image::image_dimensions(folder.path().join("one.png")).unwrap(), (28, 28));
+    let output = talion(folder.path(), &["--json", "restore", "a.png", "b.png", "-o", "out"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout).lines().count(), 2);
+    let (one, both) = (folder.path().join("one.png"), folder.path().join("out/a.png"));
+    assert_eq!(std::fs::read(one).unwrap(), std::fs::read(both).unwrap());
+}
+
+#[test]
+fn bad_input_is_named_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    picture(&folder.path().join("good.png"));
+    std::fs::write(folder.path().join("bad.png"), b"no picture").unwrap();
+    let output = talion(folder.path(), &["restore", "good.png", "bad.png", "-o", "out"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("bad.png"), "{}", text(&output.stderr));
+    assert!(!folder.path().join("out").exists());
+
+    let cases: [(&[&str], &str); 6] = [
+        (&["restore", "none.png", "-o", "out"], "none.png"),
+        (&["restore", "good.png", "good.png", "-o", "out"], "both"),
+        (&["evaluate", "--model", "good.png", "--trn", "good.png"], "good.png"),
+        (&["evaluate", "--model", "good.png"], "--trn"),
+        (&["evaluate", "--attack", "pgd-20"], "ATTACK@"),
+        (&["train", "classifier", "--data", "nothing", "-o", "x"], "nothing"),
+    ];
+    for (arguments, word) in cases {
+        let output = talion(folder.path(), arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(text(&output.stderr).contains(word), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
