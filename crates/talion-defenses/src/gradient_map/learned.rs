@@ -69,11 +69,8 @@ fn weighted_gradient(
     keep: bool,
 ) -> (Tensor, Tensor) {
     // A node of its own: the map is the gradient at fixed weights, although these depend on the image too.
-    let points = if keep && images.requires_grad() {
-        images * 1.0
-    } else {
-        images.detach().set_requires_grad(true)
-    };
+    let points =
+        if keep && images.requires_grad() { images * 1.0 } else { images.detach().set_requires_grad(true) };
     let logits = classifier.logits(&points);
     let seen = if keep { classifier.logits(images) } else { logits.detach() };
     let weights = head.distribution(&seen, images);

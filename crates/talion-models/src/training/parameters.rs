@@ -112,12 +112,12 @@ pub fn initialise(store: &nn::VarStore, seed: u64) {
     tch::no_grad(|| {
         for (name, mut tensor) in store.variables() {
             let shape = tensor.size();
-            let weights = match shape.as_slice() {
-                &[outputs, _, height, width] => {
+            let weights = match *shape.as_slice() {
+                [outputs, _, height, width] => {
                     let fan_out = (outputs * height * width) as f64;
                     gaussian_noise(&shape, &[0], seed, &name, 0) * (2.0 / fan_out).sqrt()
                 }
-                &[_, inputs] => uniform_noise(&shape, &[0], seed, &name, 0) / (inputs as f64).sqrt(),
+                [_, inputs] => uniform_noise(&shape, &[0], seed, &name, 0) / (inputs as f64).sqrt(),
                 _ => continue,
             };
             tensor.copy_(&weights.squeeze_dim(0));

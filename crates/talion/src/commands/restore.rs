@@ -67,7 +67,7 @@ pub fn run(args: &RestoreArgs, json: bool) -> CommandResult {
             results.extend(restore(&networks, batch, args, &targets)?);
         }
     }
-    results.sort_by(|a, b| a.0.cmp(&b.0));
+    results.sort_by_key(|(index, _)| *index);
     for (_, result) in results {
         if json {
             println!("{}", serde_json::to_string(&result)?);
