@@ -6,7 +6,6 @@ use std::path::Path;
 use crate::{
     dataset::{Dataset, DatasetParts, Split},
     error::{DataError, Result},
-    load::missing,
     names::DatasetName,
     read,
 };
@@ -64,7 +63,7 @@ pub(crate) fn load(name: DatasetName, split: Split, dir: &Path) -> Result<Datase
     for file in file_names(name, split) {
         let path = folder.join(file);
         if !path.exists() {
-            return Err(missing(name, &path));
+            return Err(read::missing(name, &path));
         }
         let bytes = read::file(&path)?;
         check_batch(&bytes, &path, Layout { name, records })?;

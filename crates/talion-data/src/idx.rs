@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use crate::{
     dataset::{Dataset, DatasetParts, Split},
     error::{DataError, Result},
-    load::missing,
     names::DatasetName,
     read::{self, Inflater},
 };
@@ -120,7 +119,7 @@ pub(crate) fn check_labels(labels: &[u8], classes: usize, path: &Path) -> Result
 
 fn find(name: DatasetName, dir: &Path, stem: &str) -> Result<PathBuf> {
     let candidates = [dir.join(format!("{stem}.gz")), dir.join(stem)];
-    read::first_existing(&candidates).cloned().ok_or_else(|| missing(name, &candidates[0]))
+    read::first_existing(&candidates).cloned().ok_or_else(|| read::missing(name, &candidates[0]))
 }
 
 #[cfg(test)]

@@ -71,15 +71,6 @@ pub(crate) fn load_named(name: DatasetName, split: Split, dir: &Path) -> Result<
     }
 }
 
-/// The error for a named data set whose files are not there.
-pub(crate) fn missing(name: DatasetName, path: &Path) -> DataError {
-    let advice = format!(
-        "run `talion data fetch {name}` to get the data set, or give `{name}:DIR` if its official files are in a \
-         folder of yours"
-    );
-    DataError::Missing { path: path.to_owned(), advice }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

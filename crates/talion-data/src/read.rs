@@ -8,7 +8,10 @@ use std::{
 
 use flate2::bufread::{GzDecoder, ZlibDecoder};
 
-use crate::error::{DataError, Result};
+use crate::{
+    error::{DataError, Result},
+    names::DatasetName,
+};
 
 /// Deflate cannot expand a byte to more than this, so a header that claims more than the file's size times this lies.
 const MAX_DEFLATE_RATIO: u64 = 1032;
@@ -118,4 +121,13 @@ impl<'a> Inflater<'a> {
 /// Bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The error for a named data set whose files are not there.
+pub(crate) fn missing(name: DatasetName, path: &Path) -> DataError {
+    let advice = format!(
+        "run `talion data fetch {name}` to get the data set, or give `{name}:DIR` if its official files are in a \
+         folder of yours"
+    );
+    DataError::Missing { path: path.to_owned(), advice }
 }

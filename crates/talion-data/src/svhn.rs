@@ -5,7 +5,6 @@ use std::path::Path;
 use crate::{
     dataset::{Dataset, DatasetParts, Split},
     error::{DataError, Result},
-    load::missing,
     mat5::{self, Variable},
     names::DatasetName,
     read,
@@ -26,7 +25,7 @@ pub(crate) fn file_name(split: Split) -> &'static str {
 pub(crate) fn load(split: Split, dir: &Path) -> Result<Dataset> {
     let path = dir.join(file_name(split));
     if !path.exists() {
-        return Err(missing(DatasetName::Svhn, &path));
+        return Err(read::missing(DatasetName::Svhn, &path));
     }
     parse(&read::file(&path)?, &path, split)
 }

@@ -5,11 +5,6 @@ use std::{error::Error, process::ExitCode};
 /// What commands return.
 pub type CommandResult<T = ()> = Result<T, Box<dyn Error>>;
 
-/// A check of the evaluation failed; exit code 3.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct CheckFailed(pub String);
-
 /// Prints the error with its causes and chooses the exit code.
 pub fn report(error: &(dyn Error + 'static)) -> ExitCode {
     eprintln!("talion: {error}");
@@ -18,9 +13,6 @@ pub fn report(error: &(dyn Error + 'static)) -> ExitCode {
         // transparent errors repeat their source's words
         eprintln!("  because: {error}");
         cause = error.source();
-    }
-    if error.downcast_ref::<CheckFailed>().is_some() {
-        return ExitCode::from(3);
     }
     match error.downcast_ref::<talion_core::Error>() {
         Some(talion_core::Error::Interrupted) => ExitCode::from(130),

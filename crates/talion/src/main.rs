@@ -14,8 +14,11 @@ use clap::{Parser, Subcommand};
 const AFTER_HELP: &str = "\
 Start with `talion demo`: it needs no data and takes a minute.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the evaluation ran but a check failed; 130 interrupted (what was
-finished is kept; run the same command again to go on).";
+Exit codes:
+  0    done
+  1    failed
+  2    wrong usage
+  130  interrupted; what was finished is kept, and the same command goes on from there";
 
 /// Defends image classifiers against adversarial examples, and tells the truth about how well.
 #[derive(Parser)]
