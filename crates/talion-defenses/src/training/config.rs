@@ -80,7 +80,7 @@ impl TrnTraining {
             replays: 4,
             rounds: 3,
             batch_size: 64,
-            peak_rate: 3e-3,
+            peak_rate: 2e-3,
             warmup: 0.1,
             weight_decay: 1e-4,
             average: 0.995,

@@ -43,23 +43,22 @@ impl Mixture {
 
 impl Default for Mixture {
     /// FGSM and PGD at several budgets, and clean images. BIM, MIM and long PGD stay unseen, so that evaluation tells
-    /// what generalises. Clean images are more than two fifths, because walk-back maps cost most on clean images:
-    /// with a share of 22 % Fashion-MNIST's validation accuracy on them fell from 92.7 % to @CLEAN22@ %.
+    /// what generalises.
     fn default() -> Self {
         let linf = |name: &str, epsilon: f64, weight: f64| Ingredient {
             attack: name.parse().ok().zip(Budget::new(Norm::Linf, epsilon).ok()),
             weight,
         };
-        let clean = Ingredient { attack: None, weight: 10.0 };
+        let clean = Ingredient { attack: None, weight: 4.0 };
         Self(vec![
             clean,
             linf("fgsm", 8.0 / 255.0, 1.5),
-            linf("fgsm", 16.0 / 255.0, 0.5),
+            linf("fgsm", 16.0 / 255.0, 1.0),
             linf("fgsm", 0.1, 1.0),
             linf("pgd-7", 2.0 / 255.0, 1.0),
             linf("pgd-7", 4.0 / 255.0, 1.5),
             linf("pgd-7", 8.0 / 255.0, 4.0),
-            linf("pgd-7", 16.0 / 255.0, 1.5),
+            linf("pgd-7", 16.0 / 255.0, 2.0),
             linf("pgd-7", 0.1, 2.0),
         ])
     }

@@ -113,7 +113,7 @@ struct TrnArgs {
     #[arg(long, default_value_t = 3)]
     rounds: u64,
     /// Highest learning rate of the one-cycle schedule.
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 2e-3)]
     rate: f64,
     /// Weight of the pixel loss.
     #[arg(long, default_value_t = 10.0)]
