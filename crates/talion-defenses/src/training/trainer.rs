@@ -172,9 +172,8 @@ impl<'a> Trainer<'a> {
                 self.tell(observe, step, &event)?;
             }
             if round_ends {
-                self.measure(step / steps_per_round, examined);
                 let epoch = step / steps_per_round;
-                let metrics = self.best_or_latest();
+                let metrics = self.measure(epoch, examined);
                 self.tell(observe, step, &Event::Validated { epoch, step, metrics })?;
             } else {
                 pool = Some(current);
@@ -297,21 +296,18 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// Measures the averaged weights and keeps them if they are the best so far.
-    fn measure(&mut self, round: u64, examined: &[(&'static str, Pool)]) {
+    /// Measures the averaged weights, keeps them if they are the best so far, and returns this round's figures.
+    fn measure(&mut self, round: u64, examined: &[(&'static str, Pool)]) -> BTreeMap<String, f64> {
         let current = self.parameters.flat().copy();
         self.parameters.assign(&self.average);
         let metrics: BTreeMap<String, f64> =
             examined.iter().map(|(name, pool)| ((*name).to_owned(), self.accuracy(pool))).collect();
         let score = metrics.values().sum::<f64>();
         if score >= self.best.score {
-            self.best = Best { weights: self.average.copy(), score, round, metrics };
+            self.best = Best { weights: self.average.copy(), score, round, metrics: metrics.clone() };
         }
         self.parameters.assign(&current);
-    }
-
-    fn best_or_latest(&self) -> BTreeMap<String, f64> {
-        self.best.metrics.clone()
+        metrics
     }
 
     fn accuracy(&self, pool: &Pool) -> f64 {
