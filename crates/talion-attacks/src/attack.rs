@@ -1,7 +1,9 @@
-//! What an attack is, and what all gradient attacks share.
+//! What an attack is.
 
 use talion_core::{Budget, Classifier, Error, Objective, Result, check_images, check_labels};
 use tch::Tensor;
+
+use crate::{Attempt, Conditions, Passes};
 
 /// What an attack is given.
 #[derive(Clone, Copy, Debug)]
@@ -23,14 +25,14 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Checks images, labels and ids against each other and against the classifier.
+    /// Checks images, labels and ids against each other and against the number of classes.
     ///
     /// # Errors
-    /// Says what is wrong: shapes, types, values outside `[0, 1]`, NaN, labels that are no class of the classifier.
-    pub fn check(&self, classifier: &dyn Classifier) -> Result<()> {
+    /// Says what is wrong: shapes, types, values outside `[0, 1]`, NaN, labels that are no class.
+    pub fn check(&self, classes: i64) -> Result<()> {
         check_images(self.images)?;
         let rows = self.images.size()[0];
-        check_labels(self.labels, rows, classifier.classes())?;
+        check_labels(self.labels, rows, classes)?;
         if self.ids.len() as i64 != rows {
             return Err(Error::range(
                 "the number of sample ids",
@@ -40,15 +42,6 @@ impl Batch<'_> {
         }
         Ok(())
     }
-
-    /// The gradient of the objective at `images`, with NaN taken as 0 and infinities as the largest finite number.
-    ///
-    /// A classifier whose gradient is undefined at one pixel must not thereby escape: NaN would spread over the whole
-    /// image, and an image of NaN is no attack.
-    pub(crate) fn ascent(&self, classifier: &dyn Classifier, images: &Tensor) -> Tensor {
-        let gradient = classifier.input_gradient(images, self.labels, self.objective).gradient;
-        gradient.to_kind(images.kind()).nan_to_num(0.0, None, None)
-    }
 }
 
 /// A way to change images, within a budget, so that a classifier errs.
@@ -56,39 +49,48 @@ pub trait Attack {
     /// A short name that [`crate::AttackSpec`] parses back to the same settings, such as `pgd-20`.
     fn name(&self) -> String;
 
-    /// Gradient passes per sample and restart.
-    fn cost(&self) -> u64;
+    /// Passes a sample that resists to the end of one restart.
+    fn cost(&self) -> Passes;
 
-    /// How many random starts the attack asks for. [`fn@crate::run`] makes them, and keeps the best for each sample.
-    fn restarts(&self) -> u64 {
+    /// How many starts, or targets, the attack tries on a classifier of so many classes. [`fn@crate::run`] makes them,
+    /// each on the samples that resisted those before, and keeps the best for each sample.
+    fn restarts(&self, _classes: i64) -> u64 {
         1
     }
 
-    /// Adversarial images from the start [`Batch::restart`], inside the budget of the batch.
+    /// What has to be different from the attack's definition because there are so few classes, in words.
+    fn adjustment(&self, _classes: i64) -> Option<String> {
+        None
+    }
+
+    /// Whether [`Conditions::logits`] has to be given.
+    fn wants_logits(&self) -> bool {
+        false
+    }
+
+    /// Begins on the rows of `batch`, from the start [`Batch::restart`], without asking the classifier anything.
     ///
     /// The result of a row depends on no other row, as far as the classifier's kernels round each row alike.
+    ///
+    /// # Errors
+    /// If a setting of the attack is out of range, or the attack has no meaning for the budget's norm.
+    fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>>;
+
+    /// Adversarial images of one start, inside the budget, without the driver: no restarts, no padding.
     ///
     /// # Shapes
     /// The result has the shape of [`Batch::images`], and carries no gradient history.
     ///
     /// # Errors
-    /// If the batch does not pass [`Batch::check`], or a setting of the attack is out of range.
-    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor>;
-}
-
-/// The step size in units of the image scale: the one that was set, or else `share * epsilon / steps`.
-///
-/// # Errors
-/// If there are no steps, or the step that was set is negative or not finite.
-pub(crate) fn step_size(set: Option<f64>, share: f64, budget: &Budget, steps: u32) -> Result<f64> {
-    if steps == 0 {
-        return Err(Error::range("the number of steps", "at least 1", steps));
-    }
-    match set {
-        Some(step) if !step.is_finite() || step < 0.0 => {
-            Err(Error::range("the step size", "a finite number, at least 0", step))
+    /// If the batch does not pass [`Batch::check`], a setting is out of range, or the classifier's answers cannot be used.
+    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
+        batch.check(classifier.classes())?;
+        let logits = self.wants_logits().then(|| tch::no_grad(|| classifier.logits(batch.images)));
+        let conditions = Conditions { logits: logits.as_ref(), until_fooled: false };
+        let mut attempt = self.begin(batch, &conditions)?;
+        while !bool::try_from(attempt.finished().all())? {
+            attempt.step(classifier)?;
         }
-        Some(step) => Ok(step),
-        None => Ok(share * budget.epsilon() / f64::from(steps)),
+        Ok(attempt.adversarial().detach())
     }
 }

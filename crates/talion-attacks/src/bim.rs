@@ -1,10 +1,12 @@
 //! The Basic Iterative Method.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, Result};
-use tch::Tensor;
+use talion_core::{Budget, Result};
 
-use crate::{Attack, Batch, attack::step_size};
+use crate::{
+    Attack, Attempt, Batch, Conditions, Passes,
+    ascent::{Ascent, climb, step_size},
+};
 
 /// FGSM in small steps, each projected back into the budget, from the image itself.
 ///
@@ -33,19 +35,21 @@ impl Attack for Bim {
         format!("bim-{}{}", self.steps, crate::spec::suffix("step", self.step))
     }
 
-    fn cost(&self) -> u64 {
-        self.steps.into()
+    fn cost(&self) -> Passes {
+        Passes::GRADIENT.times(self.steps.into())
     }
 
-    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
-        batch.check(classifier)?;
-        let (budget, original) = (batch.budget, batch.images.detach());
-        let step = step_size(self.step, 2.5, &budget, self.steps)?;
-        let mut adversarial = original.shallow_clone();
-        for _ in 0..self.steps {
-            let direction = budget.steepest(&batch.ascent(classifier, &adversarial));
-            adversarial = budget.project(&original, &(adversarial + direction * step));
-        }
-        Ok(adversarial)
+    fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
+        climb(self, batch, conditions)
+    }
+}
+
+impl Ascent for Bim {
+    fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    fn step_size(&self, budget: &Budget) -> Result<f64> {
+        step_size(self.step, 2.5, budget, self.steps)
     }
 }

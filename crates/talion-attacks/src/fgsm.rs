@@ -1,10 +1,12 @@
 //! The Fast Gradient Sign Method.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, Result};
-use tch::Tensor;
+use talion_core::{Budget, Result};
 
-use crate::{Attack, Batch};
+use crate::{
+    Attack, Attempt, Batch, Conditions, Passes,
+    ascent::{Ascent, climb},
+};
 
 /// One step of the whole budget along the steepest ascent: the sign of the gradient for `Linf`; for `L2` the
 /// normalised gradient (the Fast Gradient Method).
@@ -22,14 +24,21 @@ impl Attack for Fgsm {
         "fgsm".into()
     }
 
-    fn cost(&self) -> u64 {
+    fn cost(&self) -> Passes {
+        Passes::GRADIENT
+    }
+
+    fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
+        climb(self, batch, conditions)
+    }
+}
+
+impl Ascent for Fgsm {
+    fn steps(&self) -> u32 {
         1
     }
 
-    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
-        batch.check(classifier)?;
-        let (budget, original) = (batch.budget, batch.images.detach());
-        let direction = budget.steepest(&batch.ascent(classifier, &original));
-        Ok(budget.project(&original, &(&original + direction * budget.epsilon())))
+    fn step_size(&self, budget: &Budget) -> Result<f64> {
+        Ok(budget.epsilon())
     }
 }

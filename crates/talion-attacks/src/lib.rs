@@ -17,7 +17,9 @@ images, or trains on attacks, may call [`Attack::perturb`] directly.
 Every attack works with both norms of [`talion_core::Norm`] and every [`talion_core::Objective`].
 */
 
+mod ascent;
 mod attack;
+mod attempt;
 mod bim;
 mod fgsm;
 mod mim;
@@ -27,6 +29,7 @@ mod run;
 mod spec;
 
 pub use attack::{Attack, Batch};
+pub use attempt::{Attempt, Conditions, Passes, Rows, choose};
 pub use bim::Bim;
 pub use fgsm::Fgsm;
 pub use mim::Mim;

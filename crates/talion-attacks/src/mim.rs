@@ -1,10 +1,13 @@
 //! The Momentum Iterative Method.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, Error, Result};
+use talion_core::{Budget, Result, Error};
 use tch::Tensor;
 
-use crate::{Attack, Batch, attack::step_size};
+use crate::{
+    Attack, Attempt, Batch, Conditions, Passes,
+    ascent::{Ascent, climb, step_size},
+};
 
 /// BIM along a running sum of normalised gradients, which carries the attack over poor local maxima and lets its images
 /// fool other classifiers too.
@@ -39,29 +42,45 @@ impl Attack for Mim {
         format!("mim-{}{decay}{step}", self.steps)
     }
 
-    fn cost(&self) -> u64 {
-        self.steps.into()
+    fn cost(&self) -> Passes {
+        Passes::GRADIENT.times(self.steps.into())
     }
 
-    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
-        batch.check(classifier)?;
-        if !self.decay.is_finite() || self.decay < 0.0 {
-            return Err(Error::range("the decay", "a finite number, at least 0", self.decay));
-        }
-        let (budget, original) = (batch.budget, batch.images.detach());
-        let step = step_size(self.step, 1.0, &budget, self.steps)?;
-        let mut adversarial = original.shallow_clone();
-        let mut momentum = original.zeros_like();
-        for _ in 0..self.steps {
-            momentum = momentum * self.decay + unit_mean(&batch.ascent(classifier, &adversarial));
-            adversarial = budget.project(&original, &(adversarial + budget.steepest(&momentum) * step));
-        }
-        Ok(adversarial)
+    fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
+        climb(self, batch, conditions)
     }
 }
 
+impl Ascent for Mim {
+    fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    fn step_size(&self, budget: &Budget) -> Result<f64> {
+        step_size(self.step, 1.0, budget, self.steps)
+    }
+
+    fn check(&self) -> Result<()> {
+        check_decay(self.decay)
+    }
+
+    fn direction(&self, budget: &Budget, gradient: Tensor, momentum: &mut Tensor) -> Tensor {
+        *momentum = &*momentum * self.decay + unit_mean(&gradient);
+        budget.steepest(momentum)
+    }
+}
+
+/// # Errors
+/// If momentum would grow backwards, or without bound.
+pub(crate) fn check_decay(decay: f64) -> Result<()> {
+    if !decay.is_finite() || decay < 0.0 {
+        return Err(Error::range("the decay", "a finite number, at least 0", decay));
+    }
+    Ok(())
+}
+
 /// Each row divided by its mean absolute value; a zero row stays zero.
-fn unit_mean(gradient: &Tensor) -> Tensor {
+pub(crate) fn unit_mean(gradient: &Tensor) -> Tensor {
     // The largest value is divided out first, so that the mean of huge values cannot overflow, nor that of tiny ones vanish.
     let rows = [1, 2, 3].as_slice();
     let scaled = gradient / nonzero(gradient.abs().amax(rows, true));

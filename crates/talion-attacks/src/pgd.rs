@@ -1,10 +1,13 @@
 //! Projected Gradient Descent from random starts.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, Result};
+use talion_core::{Budget, Result};
 use tch::Tensor;
 
-use crate::{Attack, Batch, attack::step_size};
+use crate::{
+    Attack, Attempt, Batch, Conditions, Passes,
+    ascent::{Ascent, climb, step_size},
+};
 
 /// Projected ascent of the objective from a random point of the budget, several times over.
 ///
@@ -45,23 +48,29 @@ impl Attack for Pgd {
         format!("pgd-{}{restarts}{}", self.steps, crate::spec::suffix("step", self.step))
     }
 
-    fn cost(&self) -> u64 {
-        self.steps.into()
+    fn cost(&self) -> Passes {
+        Passes::GRADIENT.times(self.steps.into())
     }
 
-    fn restarts(&self) -> u64 {
+    fn restarts(&self, _classes: i64) -> u64 {
         self.restarts.into()
     }
 
-    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
-        batch.check(classifier)?;
-        let (budget, original) = (batch.budget, batch.images.detach());
-        let step = step_size(self.step, 2.5, &budget, self.steps)?;
-        let mut adversarial = budget.random_start(&original, batch.ids, batch.seed, "pgd", batch.restart);
-        for _ in 0..self.steps {
-            let direction = budget.steepest(&batch.ascent(classifier, &adversarial));
-            adversarial = budget.project(&original, &(adversarial + direction * step));
-        }
-        Ok(adversarial)
+    fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
+        climb(self, batch, conditions)
+    }
+}
+
+impl Ascent for Pgd {
+    fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    fn step_size(&self, budget: &Budget) -> Result<f64> {
+        step_size(self.step, 2.5, budget, self.steps)
+    }
+
+    fn start(&self, batch: &Batch<'_>) -> Tensor {
+        batch.budget.random_start(&batch.images.detach(), batch.ids, batch.seed, "pgd", batch.restart)
     }
 }

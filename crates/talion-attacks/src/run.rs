@@ -18,12 +18,12 @@ the number or the sharding of the samples, on an interruption, nor on [`RunOptio
 device, processor or libtorch may round differently. Rows of one batch on a GPU were not measured.
 */
 
-use std::ops::ControlFlow;
+use std::{collections::VecDeque, ops::ControlFlow};
 
 use talion_core::{Classifier, Error, Result, check_images};
 use tch::{Device, Kind, Tensor};
 
-use crate::{Attack, Batch};
+use crate::{Attack, Attempt, Batch, Conditions, Passes, attempt::admit};
 
 /// The number of rows that [`fn@run`] and [`predict_all`] give to a classifier at once: 32 on a CPU, where larger batches were
 /// no faster; 512 elsewhere, since a GPU needs many rows to be busy.
@@ -37,18 +37,14 @@ pub fn micro_batch(device: Device) -> usize {
     }
 }
 
-/// How [`fn@run`] works. Nothing here changes the result of any sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How [`fn@run`] works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunOptions {
-    /// Samples that are in work together. Restarts are packed over so many samples: more of them make fuller batches,
-    /// fewer make finer progress. Default 512.
-    pub batch_size: usize,
-}
-
-impl Default for RunOptions {
-    fn default() -> Self {
-        Self { batch_size: 512 }
-    }
+    /// Whether a sample is left alone as soon as it fools, the misclassified ones from the beginning. Then the work is
+    /// proportional to what was needed, and whether a sample can be fooled is known no less; but its image is the first
+    /// that fooled, just over the boundary, and says little about any other classifier. Default: every sample goes
+    /// through the whole attack, as the papers have it.
+    pub until_fooled: bool,
 }
 
 /// How far [`fn@run`] has come.
@@ -58,8 +54,10 @@ pub struct Progress {
     pub done: usize,
     /// Samples in all.
     pub total: usize,
-    /// Gradient passes spent so far, summed over samples.
-    pub gradients: u64,
+    /// Finished samples that the attack did not fool.
+    pub resisted: usize,
+    /// Passes spent so far, summed over samples.
+    pub passes: Passes,
 }
 
 /// What an attack achieved. Row i belongs to row i of the images that were given.
@@ -73,8 +71,10 @@ pub struct Outcome {
     pub success: Tensor,
     /// The objective at the adversarial image, `[N]`, `f64`, on the CPU.
     pub loss: Tensor,
-    /// Gradient passes spent, summed over samples.
-    pub gradients: u64,
+    /// Passes spent, summed over samples.
+    pub passes: Passes,
+    /// What had to be different from the attack's definition, in words.
+    pub adjustments: Vec<String>,
 }
 
 /// What a classifier says about images.
@@ -98,9 +98,10 @@ impl Predictions {
 
 /// Attacks all samples of `batch`, and judges the result on the attacked classifier.
 ///
-/// The first restart takes every sample; a later one only those that still resist, packed into full batches. For each
-/// sample the first image that reaches the objective is kept, or else the one with the highest loss. Restarts count from
-/// [`Batch::restart`]. `observer` hears of every micro-batch and stops the run with [`ControlFlow::Break`].
+/// A micro-batch of samples is in work at any time. A row that is finished leaves, and the next waiting sample takes its
+/// place, so the batches stay full until nothing waits. A restart is spent only on a sample that resisted those before.
+/// For each sample the first image that reaches the objective is kept, or else the one with the highest loss. Restarts
+/// count from [`Batch::restart`]. `observer` hears of every step and stops the run with [`ControlFlow::Break`].
 ///
 /// Images may lie on any device; each micro-batch is moved to the classifier's.
 ///
@@ -114,27 +115,17 @@ pub fn run(
     options: &RunOptions,
     observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Outcome> {
-    batch.check(classifier)?;
-    let samples: Vec<i64> = (0..batch.ids.len() as i64).collect();
-    let restarts = attack.restarts().max(1);
-    let mut best = Best::new(batch);
-    let mut progress = Progress { done: 0, total: samples.len(), gradients: 0 };
-    for group in samples.chunks(options.batch_size.max(1)) {
-        let mut open = group.to_vec();
-        for restart in 0..restarts {
-            for rows in open.chunks(micro_batch(classifier.device())) {
-                let trial = Trial::new(attack, classifier, batch, rows, restart)?;
-                let fooled = best.keep(rows, &trial, restart == 0);
-                progress.done += if restart + 1 == restarts { rows.len() } else { fooled };
-                progress.gradients += attack.cost() * rows.len() as u64;
-                if observer(progress).is_break() {
-                    return Err(Error::Interrupted);
-                }
-            }
-            open.retain(|&row| !best.success[row as usize]);
+    batch.check(classifier.classes())?;
+    let mut driver = Driver::new(attack, classifier, batch, *options)?;
+    while driver.works() {
+        driver.fill()?;
+        driver.step()?;
+        driver.dismiss()?;
+        if observer(driver.progress).is_break() {
+            return Err(Error::Interrupted);
         }
     }
-    Ok(best.outcome(progress.gradients))
+    Ok(driver.outcome())
 }
 
 /// Logits and predicted classes of any number of images, in the same micro-batches as [`fn@run`]: a prediction is the same
@@ -159,38 +150,219 @@ pub fn predict_all(classifier: &dyn Classifier, images: &Tensor) -> Result<Predi
     Ok(Predictions { logits, labels })
 }
 
-/// One restart of one micro-batch, without its padding, on the CPU except for the images.
-struct Trial {
-    adversarial: Tensor,
+/// One start of one sample.
+#[derive(Clone, Copy)]
+struct Job {
+    row: i64,
+    restart: u64,
+}
+
+struct Driver<'a> {
+    attack: &'a dyn Attack,
+    classifier: &'a dyn Classifier,
+    batch: &'a Batch<'a>,
+    options: RunOptions,
+    restarts: u64,
+    /// Logits of all benign images, on the CPU, where the attack or the options need them.
+    logits: Option<Tensor>,
+    waiting: VecDeque<Job>,
+    attempt: Option<Box<dyn Attempt>>,
+    /// What each row of the attempt works on; nothing in padding and in rows that have left.
+    slots: Vec<Option<Job>>,
+    /// Jobs with their images, to be judged in full batches.
+    leaving: Vec<(Job, Tensor)>,
+    best: Best,
+    progress: Progress,
+}
+
+impl<'a> Driver<'a> {
+    fn new(
+        attack: &'a dyn Attack,
+        classifier: &'a dyn Classifier,
+        batch: &'a Batch<'a>,
+        options: RunOptions,
+    ) -> Result<Self> {
+        let total = batch.ids.len();
+        let mut driver = Self {
+            attack,
+            classifier,
+            batch,
+            options,
+            restarts: attack.restarts(classifier.classes()).max(1),
+            logits: None,
+            waiting: (0..total as i64).map(|row| Job { row, restart: 0 }).collect(),
+            attempt: None,
+            slots: vec![None; micro_batch(classifier.device())],
+            leaving: Vec::new(),
+            best: Best::new(batch),
+            progress: Progress { done: 0, total, resisted: 0, passes: Passes::default() },
+        };
+        if (attack.wants_logits() || options.until_fooled) && total > 0 {
+            driver.look_at_benign()?;
+        }
+        Ok(driver)
+    }
+
+    /// Keeps the logits of the benign images, and, if that is all that is wanted, those images that fool as they are.
+    fn look_at_benign(&mut self) -> Result<()> {
+        let predictions = predict_all(self.classifier, self.batch.images)?;
+        self.progress.passes += Passes::LOGITS.times(self.progress.total as u64);
+        if self.options.until_fooled {
+            let labels = self.batch.labels.to_device(Device::Cpu);
+            let judged = Judged::new(self.batch, &predictions.logits, &labels)?;
+            for row in 0..self.progress.total {
+                if judged.success[row] {
+                    self.best.keep(row, &judged, row, &self.batch.images.narrow(0, row as i64, 1));
+                    self.progress.done += 1;
+                }
+            }
+            let fooled = &self.best.success;
+            self.waiting.retain(|job| !fooled[job.row as usize]);
+        }
+        self.logits = Some(predictions.logits);
+        Ok(())
+    }
+
+    fn works(&self) -> bool {
+        !self.waiting.is_empty() || self.slots.iter().any(Option::is_some)
+    }
+
+    /// Begins the attack on `rows`, at most a micro-batch of them, repeated to fill one.
+    fn begin(&self, rows: &[i64], restart: u64) -> Result<Box<dyn Attempt>> {
+        let rows = padded(rows, self.classifier);
+        let device = self.classifier.device();
+        let ids: Vec<u64> = rows.iter().map(|&row| self.batch.ids[row as usize]).collect();
+        let part = Batch {
+            images: &select(self.batch.images, &rows, device),
+            labels: &select(self.batch.labels, &rows, device),
+            ids: &ids,
+            restart: self.batch.restart.wrapping_add(restart),
+            ..*self.batch
+        };
+        let logits = self.logits.as_ref().map(|logits| select(logits, &rows, device));
+        let conditions =
+            Conditions { logits: logits.as_ref(), until_fooled: self.options.until_fooled };
+        self.attack.begin(&part, &conditions)
+    }
+
+    /// Gives waiting jobs the rows that are free.
+    fn fill(&mut self) -> Result<()> {
+        let free: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].is_none()).collect();
+        let mut free = free.as_slice();
+        while let (false, Some(first)) = (free.is_empty(), self.waiting.front().copied()) {
+            let mut jobs = Vec::new();
+            while let Some(job) = self.waiting.front().copied() {
+                if jobs.len() == free.len() || job.restart != first.restart {
+                    break;
+                }
+                jobs.push(job);
+                self.waiting.pop_front();
+            }
+            let rows: Vec<i64> = jobs.iter().map(|job| job.row).collect();
+            let mut newcomer = self.begin(&rows, first.restart)?;
+            let (taken, left) = free.split_at(jobs.len());
+            match &mut self.attempt {
+                Some(attempt) => {
+                    let into: Vec<i64> = taken.iter().map(|&slot| slot as i64).collect();
+                    let from: Vec<i64> = (0..jobs.len() as i64).collect();
+                    admit(attempt.as_mut(), &into, newcomer.as_mut(), &from);
+                }
+                // all rows are free then, and the jobs lie in the first of them
+                None => self.attempt = Some(newcomer),
+            }
+            for (&slot, job) in taken.iter().zip(jobs) {
+                self.slots[slot] = Some(job);
+            }
+            free = left;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let Some(attempt) = &mut self.attempt else { return Ok(()) };
+        attempt.step(self.classifier)?;
+        let active = self.slots.iter().flatten().count() as u64;
+        self.progress.passes += attempt.passes().times(active);
+        Ok(())
+    }
+
+    /// Takes finished rows out, and judges those who have left once they fill a batch, or nothing else is left to do.
+    fn dismiss(&mut self) -> Result<()> {
+        let Some(attempt) = &self.attempt else { return Ok(()) };
+        let finished = Vec::<bool>::try_from(attempt.finished())?;
+        let done: Vec<usize> =
+            (0..finished.len()).filter(|&slot| finished[slot] && self.slots[slot].is_some()).collect();
+        if !done.is_empty() {
+            let images = attempt.adversarial();
+            for slot in done {
+                if let Some(job) = self.slots[slot].take() {
+                    let image = select(&images, &[slot as i64], self.classifier.device());
+                    self.leaving.push((job, image));
+                }
+            }
+        }
+        let size = self.slots.len();
+        while self.leaving.len() >= size || (!self.leaving.is_empty() && !self.works()) {
+            let rest = self.leaving.split_off(self.leaving.len().min(size));
+            let part = std::mem::replace(&mut self.leaving, rest);
+            self.judge(&part)?;
+        }
+        Ok(())
+    }
+
+    /// Judges images on the attacked classifier itself, whatever the attack believes of them.
+    fn judge(&mut self, part: &[(Job, Tensor)]) -> Result<()> {
+        let rows: Vec<i64> = part.iter().map(|(job, _)| job.row).collect();
+        let rows = padded(&rows, self.classifier);
+        let device = self.classifier.device();
+        let images: Vec<&Tensor> = part.iter().map(|(_, image)| image).cycle().take(rows.len()).collect();
+        let images = Tensor::cat(&images, 0).detach();
+        let labels = select(self.batch.labels, &rows, device);
+        check_inside(self.attack, self.batch, &rows, &images)?;
+        let logits = checked_logits(self.classifier, &images)?;
+        self.progress.passes += Passes::LOGITS.times(part.len() as u64);
+        let judged = Judged::new(self.batch, &logits, &labels)?;
+        for (place, (job, image)) in part.iter().enumerate() {
+            let row = job.row as usize;
+            if job.restart == 0 || judged.success[place] || judged.loss[place] > self.best.loss[row] {
+                self.best.keep(row, &judged, place, image);
+            }
+            if !judged.success[place] && job.restart + 1 < self.restarts {
+                self.waiting.push_back(Job { restart: job.restart + 1, ..*job });
+            } else {
+                self.progress.done += 1;
+                self.progress.resisted += usize::from(!judged.success[place]);
+            }
+        }
+        Ok(())
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            adversarial: self.best.adversarial,
+            predicted: Tensor::from_slice(&self.best.predicted),
+            success: Tensor::from_slice(&self.best.success),
+            loss: Tensor::from_slice(&self.best.loss),
+            passes: self.progress.passes,
+            adjustments: self.attack.adjustment(self.classifier.classes()).into_iter().collect(),
+        }
+    }
+}
+
+/// What the classifier says of some images.
+struct Judged {
     predicted: Vec<i64>,
     success: Vec<bool>,
     loss: Vec<f64>,
 }
 
-impl Trial {
-    fn new(
-        attack: &dyn Attack,
-        classifier: &dyn Classifier,
-        batch: &Batch<'_>,
-        rows: &[i64],
-        restart: u64,
-    ) -> Result<Self> {
-        let padded = padded(rows, classifier);
-        let images = select(batch.images, &padded, classifier.device());
-        let labels = select(batch.labels, &padded, classifier.device());
-        let ids: Vec<u64> = padded.iter().map(|&row| batch.ids[row as usize]).collect();
-        let restart = batch.restart.wrapping_add(restart);
-        let part = Batch { images: &images, labels: &labels, ids: &ids, restart, ..*batch };
-        let adversarial = attack.perturb(classifier, &part)?.detach().contiguous();
-        check_inside(attack, &part, &adversarial)?;
-        let logits = checked_logits(classifier, &adversarial)?;
+impl Judged {
+    fn new(batch: &Batch<'_>, logits: &Tensor, labels: &Tensor) -> Result<Self> {
         let predicted = logits.argmax(1, false);
-        let kept = |tensor: &Tensor| tensor.narrow(0, 0, rows.len() as i64);
         Ok(Self {
-            success: Vec::try_from(kept(&batch.objective.reached(&predicted, &labels)))?,
-            loss: Vec::try_from(kept(&batch.objective.per_sample(&logits, &labels)).to_kind(Kind::Double))?,
-            predicted: Vec::try_from(kept(&predicted))?,
-            adversarial: kept(&adversarial).to_device(batch.images.device()),
+            success: Vec::try_from(batch.objective.reached(&predicted, labels))?,
+            loss: Vec::try_from(batch.objective.per_sample(logits, labels).to_kind(Kind::Double))?,
+            predicted: Vec::try_from(predicted)?,
         })
     }
 }
@@ -207,41 +379,19 @@ impl Best {
     fn new(batch: &Batch<'_>) -> Self {
         let samples = batch.ids.len();
         Self {
-            adversarial: batch.images.detach().empty_like(),
+            adversarial: batch.images.detach().copy(),
             predicted: vec![0; samples],
             success: vec![false; samples],
             loss: vec![f64::NEG_INFINITY; samples],
         }
     }
 
-    /// Takes over from `trial` what fools or has a higher loss, or everything on the `first` trial of these rows; says how
-    /// many it fooled. None of the rows has been fooled before.
-    fn keep(&mut self, rows: &[i64], trial: &Trial, first: bool) -> usize {
-        let better = |place: usize, row: usize| trial.success[place] || trial.loss[place] > self.loss[row];
-        let (places, taken): (Vec<i64>, Vec<i64>) = (0..)
-            .zip(rows.iter().copied())
-            .filter(|&(place, row)| first || better(place as usize, row as usize))
-            .unzip();
-        for (&place, &row) in places.iter().zip(&taken) {
-            let (place, row) = (place as usize, row as usize);
-            self.predicted[row] = trial.predicted[place];
-            self.success[row] = trial.success[place];
-            self.loss[row] = trial.loss[place];
-        }
-        let device = self.adversarial.device();
-        let images = select(&trial.adversarial, &places, device);
-        let _ = self.adversarial.index_copy_(0, &Tensor::from_slice(&taken).to_device(device), &images);
-        trial.success.iter().filter(|&&success| success).count()
-    }
-
-    fn outcome(self, gradients: u64) -> Outcome {
-        Outcome {
-            adversarial: self.adversarial,
-            predicted: Tensor::from_slice(&self.predicted),
-            success: Tensor::from_slice(&self.success),
-            loss: Tensor::from_slice(&self.loss),
-            gradients,
-        }
+    /// Takes the image over, with what was judged of it in `place`.
+    fn keep(&mut self, row: usize, judged: &Judged, place: usize, image: &Tensor) {
+        self.predicted[row] = judged.predicted[place];
+        self.success[row] = judged.success[place];
+        self.loss[row] = judged.loss[place];
+        self.adversarial.narrow(0, row as i64, 1).copy_(image);
     }
 }
 
@@ -257,19 +407,20 @@ fn select(tensor: &Tensor, rows: &[i64], device: Device) -> Tensor {
 }
 
 /// Whatever an attack claims, an image outside its budget is not counted: a NaN image fools every classifier.
-fn check_inside(attack: &dyn Attack, batch: &Batch<'_>, adversarial: &Tensor) -> Result<()> {
-    if adversarial.size() != batch.images.size() {
-        let expected = format!("{:?}", batch.images.size());
+fn check_inside(attack: &dyn Attack, batch: &Batch<'_>, rows: &[i64], adversarial: &Tensor) -> Result<()> {
+    let images = select(batch.images, rows, adversarial.device());
+    if adversarial.size() != images.size() {
+        let expected = format!("{:?}", images.size());
         return Err(Error::Shape { what: "adversarial images", expected, found: adversarial.size() });
     }
-    let inside = Vec::<bool>::try_from(batch.budget.contains(batch.images, adversarial))?;
+    let inside = Vec::<bool>::try_from(batch.budget.contains(&images, adversarial))?;
     match inside.iter().position(|&inside| !inside) {
         None => Ok(()),
         Some(row) => Err(Error::Refused(format!(
             "attack {} left the budget {} on sample {}; this is an error in the attack",
             attack.name(),
             batch.budget,
-            batch.ids[row]
+            batch.ids[rows[row] as usize]
         ))),
     }
 }

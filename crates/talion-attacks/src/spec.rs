@@ -3,10 +3,9 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, Error, Result, parse_fraction};
-use tch::Tensor;
+use talion_core::{Error, Result, parse_fraction};
 
-use crate::{Attack, Batch, Bim, Fgsm, Mim, Noise, Pgd};
+use crate::{Attack, Attempt, Batch, Bim, Conditions, Fgsm, Mim, Noise, Passes, Pgd};
 
 /// An attack with all its settings, as a value that has a name.
 ///
@@ -49,16 +48,24 @@ impl Attack for AttackSpec {
         self.attack().name()
     }
 
-    fn cost(&self) -> u64 {
+    fn cost(&self) -> Passes {
         self.attack().cost()
     }
 
-    fn restarts(&self) -> u64 {
-        self.attack().restarts()
+    fn restarts(&self, classes: i64) -> u64 {
+        self.attack().restarts(classes)
     }
 
-    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
-        self.attack().perturb(classifier, batch)
+    fn adjustment(&self, classes: i64) -> Option<String> {
+        self.attack().adjustment(classes)
+    }
+
+    fn wants_logits(&self) -> bool {
+        self.attack().wants_logits()
+    }
+
+    fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
+        self.attack().begin(batch, conditions)
     }
 }
 

@@ -4,8 +4,10 @@ mod common;
 
 use common::{ConvNet, Linear, Samples, budget, check_budget, check_independence, check_optimum, run_all};
 use proptest::prelude::*;
-use talion_attacks::{Attack, AttackSpec, Batch, Bim, Fgsm, Mim, Noise, Pgd};
-use talion_core::{Classifier, Norm, Objective, Result};
+use talion_attacks::{
+    Attack, AttackSpec, Attempt, Batch, Bim, Conditions, Fgsm, Mim, Noise, Passes, Pgd, Rows,
+};
+use talion_core::{Budget, Classifier, Norm, Objective, Result};
 use tch::{Device, Kind, Tensor};
 
 const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
@@ -81,7 +83,7 @@ fn every_attack_finds_the_worst_image_of_a_linear_classifier() {
 }
 
 #[test]
-fn no_sample_depends_on_order_shard_or_batch_size() {
+fn no_sample_depends_on_order_shard_or_neighbours() {
     for name in ["fgsm", "bim-4", "pgd-4x3", "mim-4", "noise"] {
         let attack: AttackSpec = name.parse().unwrap();
         check_independence(&attack, Norm::Linf, 0.02).unwrap();
@@ -97,7 +99,7 @@ fn stronger_attacks_have_higher_losses_and_all_beat_noise() {
         let batch = samples.batch(budget(norm, epsilon), Objective::CrossEntropy);
         let loss = |name: &str| {
             let attack: AttackSpec = name.parse().unwrap();
-            run_all(&attack, &classifier, &batch, 512).unwrap().loss.mean(Kind::Double).double_value(&[])
+            run_all(&attack, &classifier, &batch, false).unwrap().loss.mean(Kind::Double).double_value(&[])
         };
         let (noise, fgsm) = (loss("noise"), loss("fgsm"));
         assert!(noise < fgsm, "{norm}: {noise} {fgsm}");
@@ -117,7 +119,7 @@ fn targeted_attacks_reach_their_targets() {
                 let samples = Samples::random(8, &[3, 5, 5], 4, 0.3, 5);
                 let samples = Samples { labels: samples.labels.full_like(target), ..samples };
                 let batch = samples.batch(budget(norm, epsilon), Objective::TargetedCrossEntropy);
-                let outcome = run_all(&attack, &classifier, &batch, 512).unwrap();
+                let outcome = run_all(&attack, &classifier, &batch, false).unwrap();
                 assert_eq!(outcome.predicted, samples.labels, "{name} {norm} {target}");
                 assert!(bool::try_from(outcome.success.all()).unwrap());
             }
@@ -155,7 +157,7 @@ fn zero_and_undefined_gradients_give_finite_images() {
         let batch = samples.batch(budget(norm, 0.1), Objective::CrossEntropy);
         for undefined in [false, true] {
             check_budget(attack, &Masked { undefined }, &batch).unwrap();
-            run_all(attack, &Masked { undefined }, &batch, 512).unwrap();
+            run_all(attack, &Masked { undefined }, &batch, false).unwrap();
         }
     }
     // what is defined is still followed
@@ -191,7 +193,7 @@ fn bad_input_is_an_error_for_every_attack() {
             .chain([Batch { ids: &[1], ..good }]);
         for batch in batches {
             assert!(attack.perturb(&classifier, &batch).is_err(), "{attack}");
-            assert!(run_all(&attack, &classifier, &batch, 512).is_err(), "{attack}");
+            assert!(run_all(&attack, &classifier, &batch, false).is_err(), "{attack}");
         }
     }
 }
@@ -231,48 +233,84 @@ enum Flaw {
 /// PGD as the crate has it, with one flaw.
 struct Mutant(Flaw);
 
+/// One restart of a mutant.
+struct Broken {
+    flaw: Flaw,
+    budget: Budget,
+    objective: Objective,
+    rows: Rows,
+    labels: Tensor,
+    iterate: Tensor,
+}
+
 impl Attack for Mutant {
     fn name(&self) -> String {
         format!("mutant {:?}", self.0)
     }
 
-    fn cost(&self) -> u64 {
-        20
+    fn cost(&self) -> Passes {
+        Passes::GRADIENT.times(20)
     }
 
-    fn perturb(&self, classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Tensor> {
-        let (budget, original, flaw) = (batch.budget, batch.images, self.0);
+    fn begin(&self, batch: &Batch<'_>, _: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
+        let (budget, flaw) = (batch.budget, self.0);
         let places: Vec<u64> = (0..batch.ids.len() as u64).collect();
         let ids = if matches!(flaw, Flaw::NoiseByPlace) { &places } else { batch.ids };
         let labels = if matches!(flaw, Flaw::SwappedLabel) {
-            &batch.labels.eq(0).to_kind(Kind::Int64)
+            batch.labels.eq(0).to_kind(Kind::Int64)
         } else {
-            batch.labels
+            batch.labels.copy()
         };
+        let iterate = budget.random_start(batch.images, ids, batch.seed, "pgd", batch.restart);
+        let objective = batch.objective;
+        Ok(Box::new(Broken { flaw, budget, objective, rows: Rows::new(batch), labels, iterate }))
+    }
+}
+
+impl Attempt for Broken {
+    fn step(&mut self, classifier: &dyn Classifier) -> Result<()> {
+        let (budget, original, flaw) = (self.budget, &self.rows.original, self.flaw);
         let share = match flaw {
             Flaw::WrongSign => -2.5,
             Flaw::NoProjection | Flaw::NoBox => 4.0,
             _ => 2.5,
         };
-        let mut adversarial = budget.random_start(original, ids, batch.seed, "pgd", batch.restart);
-        for _ in 0..20 {
-            let gradient = classifier.input_gradient(&adversarial, labels, batch.objective).gradient;
-            let direction = match flaw {
-                Flaw::NormOfTheWholeBatch => &gradient / gradient.abs().max() * 0.5,
-                _ => budget.steepest(&gradient),
-            };
-            let moved = adversarial + direction * (share * budget.epsilon() / 20.0);
-            adversarial = match flaw {
-                Flaw::NoProjection => moved.clamp(0.0, 1.0),
-                Flaw::NoBox => original + (moved - original).clamp(-budget.epsilon(), budget.epsilon()),
-                _ => budget.project(original, &moved),
-            };
+        let gradient = classifier.input_gradient(&self.iterate, &self.labels, self.objective).gradient;
+        let direction = match flaw {
+            Flaw::NormOfTheWholeBatch => &gradient / gradient.abs().max() * 0.5,
+            _ => budget.steepest(&gradient),
+        };
+        let moved = &self.iterate + direction * (share * budget.epsilon() / 20.0);
+        let moved = match flaw {
+            Flaw::NoProjection => moved.clamp(0.0, 1.0),
+            Flaw::NoBox => original + (moved - original).clamp(-budget.epsilon(), budget.epsilon()),
+            _ => budget.project(original, &moved),
+        };
+        self.iterate = self.rows.unfinished(&moved, &self.iterate);
+        self.rows.count(20, None);
+        Ok(())
+    }
+
+    fn state(&mut self) -> Vec<&mut Tensor> {
+        let mut state = self.rows.state();
+        state.extend([&mut self.labels, &mut self.iterate]);
+        state
+    }
+
+    fn finished(&self) -> Tensor {
+        self.rows.finished.shallow_clone()
+    }
+
+    fn adversarial(&self) -> Tensor {
+        match self.flaw {
+            Flaw::HalfBudget => &self.rows.original + (&self.iterate - &self.rows.original) * 0.5,
+            Flaw::NanImage => &self.iterate * f64::NAN,
+            _ => self.iterate.shallow_clone(),
         }
-        Ok(match flaw {
-            Flaw::HalfBudget => original + (adversarial - original) * 0.5,
-            Flaw::NanImage => adversarial * f64::NAN,
-            _ => adversarial,
-        })
+    }
+
+    fn passes(&self) -> Passes {
+        Passes::GRADIENT
     }
 }
 
@@ -313,8 +351,8 @@ fn a_mutant_that_leaves_the_budget_is_refused_by_the_driver() {
     let samples = Samples::random(6, &[2, 3, 4], 2, -0.2, 1);
     let batch = samples.batch(budget(Norm::Linf, 0.2), Objective::CrossEntropy);
     for flaw in [Flaw::NoProjection, Flaw::NoBox, Flaw::NanImage] {
-        let error = run_all(&Mutant(flaw), &classifier, &batch, 512).unwrap_err().to_string();
+        let error = run_all(&Mutant(flaw), &classifier, &batch, false).unwrap_err().to_string();
         assert!(error.contains("left the budget"), "{error}");
     }
-    assert!(run_all(&Fgsm {}, &classifier, &batch, 512).is_ok());
+    assert!(run_all(&Fgsm {}, &classifier, &batch, false).is_ok());
 }

@@ -22,7 +22,7 @@ fn predictions_and_losses_are_those_of_the_images() {
     let (classifier, samples, budget) = setting();
     for objective in [Objective::CrossEntropy, Objective::TargetedCrossEntropy, Objective::Margin] {
         let batch = samples.batch(budget, objective);
-        let outcome = run_all(&Pgd { steps: 4, ..Pgd::default() }, &classifier, &batch, 30).unwrap();
+        let outcome = run_all(&Pgd { steps: 4, ..Pgd::default() }, &classifier, &batch, false).unwrap();
         let predictions = predict_all(&classifier, &outcome.adversarial).unwrap();
         assert_eq!(outcome.predicted, predictions.labels);
         assert_eq!(outcome.success, objective.reached(&predictions.labels, &samples.labels));
@@ -51,8 +51,8 @@ fn restarts_are_never_worse_than_one_and_keep_the_first_that_fools() {
     let attack = |restarts| Pgd { steps: 2, restarts, step: Some(0.001) };
     for objective in [Objective::CrossEntropy, Objective::Margin] {
         let batch = samples.batch(budget(Norm::Linf, 0.01), objective);
-        let one = run_all(&attack(1), &classifier, &batch, 512).unwrap();
-        let many = run_all(&attack(6), &classifier, &batch, 512).unwrap();
+        let one = run_all(&attack(1), &classifier, &batch, false).unwrap();
+        let many = run_all(&attack(6), &classifier, &batch, false).unwrap();
         let (first, any) = (flags(&one.success), flags(&many.success));
         let losses = |tensor: &Tensor| Vec::<f64>::try_from(tensor).unwrap();
         for (row, (before, after)) in losses(&one.loss).into_iter().zip(losses(&many.loss)).enumerate() {
@@ -71,7 +71,7 @@ fn restarts_are_never_worse_than_one_and_keep_the_first_that_fools() {
         let mut spent = 0;
         for restart in 0..6 {
             let part = Batch { restart, ..batch };
-            let trial = run_all(&attack(1), &classifier, &part, 512).unwrap();
+            let trial = run_all(&attack(1), &classifier, &part, false).unwrap();
             let (success, loss) = (flags(&trial.success), losses(&trial.loss));
             for row in 0..40 {
                 if fooled[row] {
@@ -87,7 +87,7 @@ fn restarts_are_never_worse_than_one_and_keep_the_first_that_fools() {
         }
         assert_eq!(any, fooled);
         assert_eq!(many.adversarial, images);
-        assert_eq!(many.gradients, spent);
+        assert_eq!(many.passes.backward, spent);
         assert!(fooled.contains(&true) && fooled.contains(&false), "the test must see both");
         assert_ne!(first, fooled, "some restart must help");
     }
@@ -99,17 +99,17 @@ fn progress_is_told_and_stops_the_run() {
     let batch = samples.batch(budget, Objective::CrossEntropy);
     let attack = Pgd { steps: 2, restarts: 3, step: None };
     let mut seen = Vec::new();
-    let options = RunOptions { batch_size: 20 };
+    let options = RunOptions::default();
     let outcome = run(&attack, &classifier, &batch, &options, &mut |progress| {
         seen.push(progress);
         ControlFlow::Continue(())
     })
     .unwrap();
     assert!(
-        seen.windows(2).all(|pair| pair[0].done <= pair[1].done && pair[0].gradients < pair[1].gradients)
+        seen.windows(2).all(|pair| pair[0].done <= pair[1].done && pair[0].passes.forward < pair[1].passes.forward)
     );
     let last = seen.last().unwrap();
-    assert_eq!((last.done, last.total, last.gradients), (40, 40, outcome.gradients));
+    assert_eq!((last.done, last.total, last.passes), (40, 40, outcome.passes));
     let mut calls = 0;
     let stopped = run(&attack, &classifier, &batch, &options, &mut |_| {
         calls += 1;
@@ -123,7 +123,7 @@ fn progress_is_told_and_stops_the_run() {
 fn no_samples_are_no_work() {
     let (classifier, samples, budget) = setting();
     let none = samples.pick(&[]);
-    let outcome = run_all(&Bim::default(), &classifier, &none.batch(budget, Objective::Margin), 0).unwrap();
+    let outcome = run_all(&Bim::default(), &classifier, &none.batch(budget, Objective::Margin), false).unwrap();
     assert_eq!(outcome.adversarial.size(), [0, 3, 9, 9]);
     assert_eq!(outcome.predicted.size(), [0]);
     let predictions = predict_all(&classifier, &none.images).unwrap();
@@ -137,7 +137,7 @@ fn the_images_that_were_given_do_not_change() {
     let batch = samples.batch(budget, Objective::CrossEntropy);
     let attacks: [&dyn Attack; 3] = [&Bim::default(), &Pgd::default(), &Noise {}];
     for attack in attacks {
-        let _ = run_all(attack, &classifier, &batch, 512).unwrap();
+        let _ = run_all(attack, &classifier, &batch, false).unwrap();
         assert_eq!(samples.images, before);
     }
 }
@@ -162,7 +162,7 @@ fn classifiers_that_answer_nonsense_are_refused() {
     for broken in [Broken(f64::NAN, 2), Broken(1.0, 3)] {
         assert!(predict_all(&broken, &samples.images).is_err());
         let batch = samples.batch(budget(Norm::L2, 0.1), Objective::CrossEntropy);
-        assert!(run_all(&Bim::default(), &broken, &batch, 512).is_err());
+        assert!(run_all(&Bim::default(), &broken, &batch, false).is_err());
     }
     let linear = Linear::random(2, &[1, 3, 3], 1.0, 1);
     assert!(predict_all(&linear, &Tensor::full([1, 1, 3, 3], 2.0, (Kind::Float, Device::Cpu))).is_err());

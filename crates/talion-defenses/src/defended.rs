@@ -106,8 +106,9 @@ impl Classifier for Defended<'_> {
         match self.mode {
             GradientMode::Oblivious => self.classifier.logits(images),
             GradientMode::Bpda => {
-                let change = self.restore(&images.detach()) - images.detach();
-                self.classifier.logits(&(images + change))
+                // the second term is exactly zero, and its derivative is the identity
+                let restored = self.restore(&images.detach());
+                self.classifier.logits(&(restored + (images - images.detach())))
             }
             GradientMode::Detached => {
                 self.classifier.logits(&self.trn.restore(self.classifier, images, MapGraph::Constant))

@@ -14,4 +14,4 @@ pub mod trn;
 
 pub use defended::{Defended, GradientMode};
 pub use gradient_map::{EstimatorSpec, GradientMapEstimator, Normalization};
-pub use trn::{Fusion, Prepared, Trn, TrnCard, TrnSpec};
+pub use trn::{Change, Fusion, Prepared, Trn, TrnCard, TrnSpec};

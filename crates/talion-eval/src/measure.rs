@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use serde::Serialize;
-use talion_attacks::{Attack, Batch, RunOptions, predict_all, run};
+use talion_attacks::{Batch, RunOptions, predict_all, run};
 use talion_core::{Classifier, Error, Objective, Result};
 use talion_defenses::{Defended, GradientMode, Trn};
 use tch::{Kind, Tensor};
@@ -37,7 +37,7 @@ pub struct Row {
     /// The contenders that were measured, in their order. An attacker who knows the defence makes images for each
     /// contender; the bare classifier then faces its own, as the control.
     pub measured: Vec<Measured>,
-    /// Gradient passes a sample, by the attacked classifier.
+    /// Gradient passes that were spent on a sample, by the attacked classifier, on average.
     pub gradients_per_sample: f64,
     /// Seconds.
     pub seconds: f64,
@@ -89,22 +89,28 @@ fn measure(
     let started = std::time::Instant::now();
     let budget = setting.budget;
     let batch = Batch { images, labels, ids, budget, objective: Objective::CrossEntropy, seed, restart: 0 };
+    // Images made for one contender only have to fool it; those shown to all have to be the attack's strongest.
+    let options = RunOptions { until_fooled: setting.threat != GradientMode::Oblivious };
+    let (mut gradients, mut victims) = (0, 0_u64);
     let mut attack = |victim: &dyn Classifier| {
-        run(&setting.attack, victim, &batch, &RunOptions::default(), &mut |progress| {
+        let outcome = run(&setting.attack, victim, &batch, &options, &mut |progress| {
             watch(Some(setting), progress.done, progress.total)
-        })
+        })?;
+        gradients += outcome.passes.backward;
+        victims += 1;
+        Ok::<_, Error>(outcome.adversarial)
     };
     let mut measured = Vec::new();
     if setting.threat == GradientMode::Oblivious {
-        let adversarial = attack(classifier)?.adversarial;
+        let adversarial = attack(classifier)?;
         for contender in contenders {
             measured.push(judge(classifier, contender, &adversarial, labels)?);
         }
     } else {
         for contender in contenders {
             let adversarial = match contender.trn {
-                Some(trn) => attack(&Defended::new(classifier, trn, setting.threat)?)?.adversarial,
-                None => attack(classifier)?.adversarial,
+                Some(trn) => attack(&Defended::new(classifier, trn, setting.threat)?)?,
+                None => attack(classifier)?,
             };
             measured.push(judge(classifier, contender, &adversarial, labels)?);
         }
@@ -112,7 +118,7 @@ fn measure(
     Ok(Row {
         setting: Some(setting.clone()),
         measured,
-        gradients_per_sample: (setting.attack.cost() * setting.attack.restarts()) as f64,
+        gradients_per_sample: gradients as f64 / (victims.max(1) as f64 * ids.len().max(1) as f64),
         seconds: started.elapsed().as_secs_f64(),
     })
 }

@@ -18,11 +18,14 @@ pub struct LossWeights {
     pub logit: f64,
     /// Cross-entropy of the classifier's answer on the restored image with the true label. Default 0.5.
     pub classification: f64,
+    /// Cross-entropy of the gate with whether the image has been attacked. Default 0.5.
+    #[serde(default)]
+    pub detection: f64,
 }
 
 impl Default for LossWeights {
     fn default() -> Self {
-        Self { pixel: 10.0, logit: 1.0, classification: 0.5 }
+        Self { pixel: 10.0, logit: 1.0, classification: 0.5, detection: 0.5 }
     }
 }
 
@@ -106,7 +109,8 @@ impl TrnTraining {
                     .into(),
             ));
         }
-        let losses = [self.losses.pixel, self.losses.logit, self.losses.classification];
+        let losses =
+            [self.losses.pixel, self.losses.logit, self.losses.classification, self.losses.detection];
         let checks = [
             ("pool", self.pool >= self.batch_size, "at least the batch size"),
             ("replays", self.replays >= 1, "at least 1"),

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::Mixture;
 use crate::{
     gradient_map::MapGraph,
-    trn::{Prepared, Trn},
+    trn::{Change, Prepared, Trn},
 };
 
 /// Clean images with labels and ids, on the classifier's device.
@@ -163,7 +163,7 @@ impl Pool {
             attacked: rows(&self.attacked),
             answers: rows(&self.answers),
             prepared: Prepared {
-                first: self.prepared.first.as_ref().map(rows),
+                first: self.prepared.first.as_ref().map(|change| change.select(index)),
                 maps: self.prepared.maps.as_ref().map(rows),
                 evidence: self.prepared.evidence.as_ref().map(rows),
             },
@@ -177,7 +177,7 @@ fn joined(parts: &[Prepared]) -> Prepared {
         (!tensors.is_empty()).then(|| Tensor::cat(&tensors, 0))
     };
     Prepared {
-        first: join(|part| part.first.as_ref()),
+        first: Change::join(&parts.iter().filter_map(|part| part.first.as_ref()).collect::<Vec<_>>()),
         maps: join(|part| part.maps.as_ref()),
         evidence: join(|part| part.evidence.as_ref()),
     }

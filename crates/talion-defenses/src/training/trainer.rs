@@ -206,11 +206,14 @@ impl<'a> Trainer<'a> {
     }
 
     fn loss(&self, batch: &Pool) -> Tensor {
-        let restored = if self.config.spec.estimator.trainable() {
-            self.trn.restore(self.classifier, &batch.attacked, MapGraph::Differentiable)
+        let images = &batch.attacked;
+        let change = if self.config.spec.estimator.trainable() {
+            let graph = MapGraph::Differentiable;
+            self.trn.change(images, &self.trn.prepare(self.classifier, images, graph, None))
         } else {
-            self.trn.restore_prepared(&batch.attacked, &batch.prepared)
+            self.trn.change(images, &batch.prepared)
         };
+        let restored = self.trn.apply(images, &change);
         let weights = self.config.losses;
         let pixel = restored.l1_loss(&batch.clean, Reduction::Mean);
         let answers = self.classifier.logits(&restored).log_softmax(1, Kind::Float);
@@ -218,7 +221,12 @@ impl<'a> Trainer<'a> {
         let rows = batch.labels.size()[0] as f64;
         let logit = answers.kl_div(&batch.answers, Reduction::Sum, false) / rows;
         let classification = answers.nll_loss(&batch.labels);
-        pixel * weights.pixel + logit * weights.logit + classification * weights.classification
+        let loss =
+            pixel * weights.pixel + logit * weights.logit + classification * weights.classification;
+        match &change.gate {
+            Some(gate) => loss + detection(gate, batch) * weights.detection,
+            None => loss,
+        }
     }
 
     /// The images of a round: the next `pool` of the shuffled training images, attacked and prepared.
@@ -386,6 +394,13 @@ impl<'a> Trainer<'a> {
         self.snapshot.discard()?;
         Ok(self.trn.freeze())
     }
+}
+
+/// Cross-entropy of the gate with whether each image differs from its clean original.
+fn detection(gate: &Tensor, batch: &Pool) -> Tensor {
+    let moved = (&batch.attacked - &batch.clean).abs().amax([1_i64, 2, 3].as_slice(), true);
+    let attacked = moved.gt(0.0).to_kind(gate.kind());
+    gate.binary_cross_entropy_with_logits::<Tensor>(&attacked, None, None, Reduction::Mean)
 }
 
 /// The classifier's answers to a few images, bit for bit: another classifier gives others.

@@ -115,3 +115,35 @@ impl Decoder {
         self.output.scale_weights(0.0);
     }
 }
+
+/// Judges from all scales, and from what else is known of each image, whether it has been attacked.
+pub(super) struct Judge {
+    hidden: Conv,
+    output: Conv,
+}
+
+/// Hidden units of the judge.
+const JUDGE_WIDTH: i64 = 32;
+
+impl Judge {
+    pub(super) fn new(path: &nn::Path<'_>, widths: &[i64], evidence: i64) -> Self {
+        let inputs = widths.iter().sum::<i64>() + evidence;
+        Self {
+            hidden: Conv::new(&(path / "hidden"), inputs, JUDGE_WIDTH, 1, 1),
+            output: Conv::new(&(path / "output"), JUDGE_WIDTH, 1, 1, 1),
+        }
+    }
+
+    /// # Shapes
+    /// `features` a scale each `[N, W, h, w]`, `evidence` `[N, E]`; the logits `[N, 1, 1, 1]`.
+    pub(super) fn forward(&self, features: &[Tensor], evidence: Option<&Tensor>) -> Tensor {
+        let mut known: Vec<Tensor> =
+            features.iter().map(|scale| scale.mean_dim([2_i64, 3].as_slice(), true, None)).collect();
+        known.extend(evidence.map(|evidence| evidence.unsqueeze(2).unsqueeze(3)));
+        self.output.forward(&self.hidden.forward(&Tensor::cat(&known, 1)).relu_())
+    }
+
+    pub(super) fn start_undecided(&self) {
+        self.output.scale_weights(0.0);
+    }
+}

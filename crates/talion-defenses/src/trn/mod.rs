@@ -1,5 +1,6 @@
 //! The Two-stream Restoration Network: what it is made of, and how an image goes through it.
 
+mod change;
 mod fusion;
 mod layers;
 mod network;
@@ -12,6 +13,7 @@ use talion_core::{Archive, Classifier, Error, Result, Tensors};
 use talion_models::training::{initialise, load_variables, variables};
 use tch::{Device, Tensor, nn};
 
+pub use change::Change;
 pub use fusion::Fusion;
 pub use spec::TrnSpec;
 
@@ -48,8 +50,8 @@ impl TrnCard {
 /// so training can keep it.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The first restoration's residual before its bound, `[N, C, H, W]`; none without a first pass.
-    pub first: Option<Tensor>,
+    /// What the first pass would do; none without a first pass.
+    pub first: Option<Change>,
     /// Gradient maps, `[N, maps * C, H, W]`; none in a one-stream network.
     pub maps: Option<Tensor>,
     /// Evidence, `[N, E]`; none in a one-stream network.
@@ -211,13 +213,14 @@ impl Trn {
         graph: MapGraph,
         true_labels: Option<&Tensor>,
     ) -> Prepared {
-        let first = self.first.as_ref().map(|network| network.residual(images, &Prepared::nothing()));
+        let first = self.first.as_ref().map(|network| network.change(images, &Prepared::nothing()));
         let Some(estimator) = &self.estimator else {
             return Prepared { first, maps: None, evidence: None };
         };
-        let coarse = first.as_ref().map(|residual| self.apply(images, residual));
+        let bound = self.card.spec.bound;
+        let coarse = first.as_ref().map(|change| change.apply(images, bound));
         let again = |images: &Tensor| match &self.first {
-            Some(network) => self.apply(images, &network.residual(images, &Prepared::nothing())),
+            Some(network) => network.change(images, &Prepared::nothing()).apply(images, bound),
             None => images.shallow_clone(),
         };
         let context = MapContext {
@@ -232,16 +235,29 @@ impl Trn {
         Prepared { first, maps: Some(maps.maps), evidence: Some(maps.evidence) }
     }
 
+    /// What all passes together do to images of which everything else has been prepared.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`.
+    pub fn change(&self, images: &Tensor, prepared: &Prepared) -> Change {
+        let last = self.main.change(images, prepared);
+        match &prepared.first {
+            Some(first) => first.then(last),
+            None => last,
+        }
+    }
+
+    /// The images after a change: bounded by the specification, inside the box.
+    pub fn apply(&self, images: &Tensor, change: &Change) -> Tensor {
+        change.apply(images, self.card.spec.bound)
+    }
+
     /// Restores images of which everything else has been prepared.
     ///
     /// # Shapes
     /// `images` `[N, C, H, W]` in `[0, 1]`; the result too.
     pub fn restore_prepared(&self, images: &Tensor, prepared: &Prepared) -> Tensor {
-        let residual = self.main.residual(images, prepared);
-        match &prepared.first {
-            Some(first) => self.apply(images, &(first + residual)),
-            None => self.apply(images, &residual),
-        }
+        self.apply(images, &self.change(images, prepared))
     }
 
     /// Restores images for `classifier`, differentiable with respect to them; whether through the maps, `graph` says.
@@ -250,11 +266,6 @@ impl Trn {
     /// `images` `[N, C, H, W]` in `[0, 1]`; the result too.
     pub fn restore(&self, classifier: &dyn Classifier, images: &Tensor, graph: MapGraph) -> Tensor {
         self.restore_prepared(images, &self.prepare(classifier, images, graph, None))
-    }
-
-    /// The image plus the bounded residual, inside the box.
-    fn apply(&self, images: &Tensor, residual: &Tensor) -> Tensor {
-        (images + residual.tanh() * self.card.spec.bound).clamp(0.0, 1.0)
     }
 }
 

@@ -3,9 +3,9 @@
 use tch::{Tensor, nn};
 
 use super::{
-    Prepared, TrnSpec,
+    Change, Prepared, TrnSpec,
     fusion::FusionBlock,
-    layers::{Decoder, Encoder},
+    layers::{Decoder, Encoder, Judge},
 };
 
 /// What goes into a network.
@@ -39,6 +39,7 @@ pub(super) struct Network {
     image: Encoder,
     gradient: Option<(Encoder, Vec<FusionBlock>)>,
     decoder: Decoder,
+    judge: Option<Judge>,
     /// Sides have to be a multiple of this for every scale to be half the one before.
     multiple: i64,
 }
@@ -53,10 +54,12 @@ impl Network {
             let blocks: Vec<_> = blocks.collect();
             (Encoder::new(&(path / "gradient"), inputs, &widths), blocks)
         });
+        let evidence = streams.gradient.map_or(0, |(_, evidence)| evidence);
         Self {
             image: Encoder::new(&(path / "image"), streams.image_inputs(), &widths),
             gradient,
             decoder: Decoder::new(&(path / "decoder"), &widths, spec.channels),
+            judge: spec.gate.then(|| Judge::new(&(path / "judge"), &widths, evidence)),
             multiple: 1 << (spec.scales - 1),
         }
     }
@@ -64,17 +67,18 @@ impl Network {
     /// Makes the residual zero, so that a new network returns its input.
     pub(super) fn start_as_identity(&self) {
         self.decoder.start_as_identity();
+        self.judge.iter().for_each(Judge::start_undecided);
     }
 
-    /// The residual before its bound.
+    /// What to do to the images: a change of its own, or a correction of the first pass's.
     ///
     /// # Shapes
-    /// `images` `[N, C, H, W]` with any H and W; the result too.
-    pub(super) fn residual(&self, images: &Tensor, prepared: &Prepared) -> Tensor {
+    /// `images` `[N, C, H, W]` with any H and W; the residual too.
+    pub(super) fn change(&self, images: &Tensor, prepared: &Prepared) -> Change {
         let size = images.size();
         let (height, width) = (size[2], size[3]);
         let centred = (images - 0.5) * 4.0;
-        let first = prepared.first.as_ref().map(|residual| residual * FIRST_SCALE);
+        let first = prepared.first.as_ref().map(|change| &change.residual * FIRST_SCALE);
         let image = match &first {
             Some(first) => Tensor::cat(&[&centred, first], 1),
             None => centred,
@@ -95,10 +99,12 @@ impl Network {
                 .map(|(image, (gradient, block))| block.forward(image, gradient))
                 .collect();
         }
-        match self.decoder.forward(features) {
+        let gate = self.judge.as_ref().map(|judge| judge.forward(&features, prepared.evidence.as_ref()));
+        let residual = match self.decoder.forward(features) {
             Some(residual) => residual.narrow(2, 0, height).narrow(3, 0, width).contiguous(),
             None => images.zeros_like(),
-        }
+        };
+        Change { residual, gate }
     }
 
     fn pad(&self, x: &Tensor) -> Tensor {

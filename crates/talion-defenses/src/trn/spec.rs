@@ -24,6 +24,10 @@ pub struct TrnSpec {
     pub normalization: Normalization,
     /// How the two streams are joined.
     pub fusion: Fusion,
+    /// Whether a judge of the whole image decides how much of the residual is added, so that clean images are left
+    /// alone. Files from before there was one have none.
+    #[serde(default)]
+    pub gate: bool,
     /// The one-stream network of the first pass, for estimators that need one.
     pub first: Option<Box<TrnSpec>>,
 }
@@ -52,6 +56,7 @@ impl TrnSpec {
             estimator: EstimatorSpec::None,
             normalization: Normalization::default(),
             fusion: Fusion::default(),
+            gate: true,
             first: None,
         })
     }

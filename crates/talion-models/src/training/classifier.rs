@@ -35,6 +35,10 @@ pub struct ClassifierTraining {
     pub average: Option<f64>,
     /// What is done to each training image.
     pub augmentation: Augmentation,
+    /// Progressive resizing: the share of the side of an image that training starts with. It grows evenly to 1, which
+    /// it keeps for the last quarter of the epochs; 1 trains at full size throughout.
+    #[serde(default = "full_size")]
+    pub smallest: f64,
     /// Arithmetic of the convolutions.
     pub precision: Precision,
     /// Training images set aside to measure on.
@@ -56,11 +60,17 @@ impl Default for ClassifierTraining {
             label_smoothing: 0.0,
             average: None,
             augmentation: Augmentation { pad: 2, flip: true, cutout: 0 },
+            smallest: full_size(),
             precision: Precision::Auto,
             validation: 2000,
             seed: 1,
         }
     }
+}
+
+/// What checkpoints say that were written before there was progressive resizing.
+fn full_size() -> f64 {
+    1.0
 }
 
 impl ClassifierTraining {
@@ -77,6 +87,7 @@ impl ClassifierTraining {
             ("momentum", (0.0..1.0).contains(&self.momentum), "0 to below 1"),
             ("weight_decay", (0.0..1.0).contains(&self.weight_decay), "0 to below 1"),
             ("label_smoothing", (0.0..1.0).contains(&self.label_smoothing), "0 to below 1"),
+            ("smallest", (0.25..=1.0).contains(&self.smallest), "0.25 to 1"),
             ("average", self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "0 to below 1"),
         ];
         match checks.into_iter().find(|(_, holds, _)| !holds) {
@@ -87,6 +98,27 @@ impl ClassifierTraining {
             None => Ok(()),
         }
     }
+}
+
+impl ClassifierTraining {
+    /// The share of an image's side that is seen in `epoch`.
+    fn share_of_side(&self, epoch: u64) -> f64 {
+        let growing = self.epochs - self.epochs.div_ceil(4);
+        if epoch >= growing {
+            return 1.0;
+        }
+        self.smallest + (1.0 - self.smallest) * epoch as f64 / growing as f64
+    }
+}
+
+/// Images shrunk to a share of their sides, by averaging areas.
+fn shrunk(images: Tensor, share: f64) -> Tensor {
+    if share >= 1.0 {
+        return images;
+    }
+    let size = images.size();
+    let side = |full: i64| ((full as f64 * share).round() as i64).max(1);
+    images.adaptive_avg_pool2d([side(size[2]), side(size[3])])
 }
 
 /// Trains a classifier on `data` and returns it frozen, with its validation accuracy on its card.
@@ -225,7 +257,7 @@ impl<'a> Trainer<'a> {
         let indices = &self.order.1[place * config.batch_size..(place + 1) * config.batch_size];
         let device = self.model.device();
         let images = config.augmentation.apply(train, indices, config.seed, epoch).map_err(Error::other)?;
-        let images = images.to_device(device);
+        let images = shrunk(images.to_device(device), config.share_of_side(epoch));
         let labels = train.label_tensor(indices).map_err(Error::other)?.to_device(device);
         let logits = self.model.forward(&images, Mode::Train, config.precision.kind(device));
         let loss =
@@ -276,5 +308,29 @@ impl<'a> Trainer<'a> {
         self.model.card_mut().metrics.insert("validation_accuracy".into(), accuracy);
         self.snapshot.discard()?;
         Ok(self.model.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    #[test]
+    fn images_grow_evenly_and_end_at_full_size() {
+        let config = ClassifierTraining { epochs: 8, smallest: 0.5, ..ClassifierTraining::default() };
+        let shares: Vec<f64> = (0..8).map(|epoch| config.share_of_side(epoch)).collect();
+        assert_eq!((shares[0], shares[3], shares[6], shares[7]), (0.5, 0.75, 1.0, 1.0));
+        assert!(shares.is_sorted());
+        let never = ClassifierTraining { epochs: 1, smallest: 0.5, ..ClassifierTraining::default() };
+        assert!((never.share_of_side(0) - 1.0).abs() < f64::EPSILON, "one epoch is trained at full size");
+    }
+
+    #[test]
+    fn shrinking_averages_areas() {
+        let image = Tensor::arange(16, (Kind::Float, Device::Cpu)).view([1, 1, 4, 4]);
+        let half = Vec::<f32>::try_from(shrunk(image.shallow_clone(), 0.5).flatten(0, -1)).unwrap();
+        assert_eq!(half, [2.5, 4.5, 10.5, 12.5]);
+        assert_eq!(shrunk(image.shallow_clone(), 1.0), image);
     }
 }

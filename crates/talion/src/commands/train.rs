@@ -67,6 +67,12 @@ struct ClassifierArgs {
     /// Side of the grey square painted over each training image, 0 for none.
     #[arg(long, default_value_t = 0)]
     cutout: usize,
+    /// Pixels that training images are shifted by at most; by default what suits the data set.
+    #[arg(long)]
+    pad: Option<usize>,
+    /// Progressive resizing: the share of the side of an image that training starts with, 0.25 to 1 (1: none).
+    #[arg(long, default_value_t = 1.0)]
+    smallest: f64,
     /// Always compute in f32, even where the hardware multiplies bf16.
     #[arg(long)]
     f32: bool,
@@ -124,6 +130,12 @@ struct TrnArgs {
     /// Weight of the classification loss on the restored image.
     #[arg(long, default_value_t = 0.5)]
     classification: f64,
+    /// Weight of the gate's loss: whether it tells attacked from clean images.
+    #[arg(long, default_value_t = 0.5)]
+    detection: f64,
+    /// Build the network without its gate, which leaves images alone that it takes for clean.
+    #[arg(long)]
+    no_gate: bool,
     /// A folder for attacked images, which trainings of several networks on the same attacks share.
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
@@ -143,6 +155,7 @@ pub fn run(args: &TrainArgs, json: bool) -> CommandResult {
 
 fn classifier(args: &ClassifierArgs, json: bool) -> CommandResult {
     let data = talion_data::load(&args.data, Split::Train, None)?;
+    let standard = Augmentation::standard(&args.data, &data);
     let config = ClassifierTraining {
         architecture: args.architecture,
         epochs: args.epochs,
@@ -150,7 +163,12 @@ fn classifier(args: &ClassifierArgs, json: bool) -> CommandResult {
         peak_rate: args.rate,
         label_smoothing: args.label_smoothing,
         average: args.average,
-        augmentation: Augmentation { cutout: args.cutout, ..Augmentation::standard(&args.data, &data) },
+        augmentation: Augmentation {
+            cutout: args.cutout,
+            pad: args.pad.unwrap_or(standard.pad),
+            ..standard
+        },
+        smallest: args.smallest,
         precision: if args.f32 { Precision::F32 } else { Precision::Auto },
         validation: args.validation,
         seed: args.seed,
@@ -180,15 +198,20 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
     };
     let data = talion_data::load(&data, Split::Train, None)?;
     let first = args.first.as_deref().map(|path| Trn::load(path, device)).transpose()?;
-    let mut spec =
-        TrnSpec::one_stream(&args.size, classifier.card().spec.channels)?.with_estimator(args.estimator);
+    let one_stream = TrnSpec::one_stream(&args.size, classifier.card().spec.channels)?;
+    let mut spec = TrnSpec { gate: !args.no_gate, ..one_stream }.with_estimator(args.estimator);
     if let (Some(slot), Some(first)) = (&mut spec.first, &first) {
         **slot = first.card().spec.clone();
     }
     let trained: ClassifierTraining = serde_json::from_value(classifier.card().training.clone())?;
     let config = TrnTraining {
         mixture: args.mixture.clone().unwrap_or_default(),
-        losses: LossWeights { pixel: args.pixel, logit: args.logit, classification: args.classification },
+        losses: LossWeights {
+            pixel: args.pixel,
+            logit: args.logit,
+            classification: args.classification,
+            detection: args.detection,
+        },
         pool: args.pool,
         replays: args.replays,
         rounds: args.rounds,
