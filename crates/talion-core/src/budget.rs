@@ -15,6 +15,15 @@ pub enum Norm {
     Linf,
     /// Euclidean length of the change.
     L2,
+    /// Sum of the absolute changes of all values.
+    L1,
+    /// Number of values that change, channels counted one by one.
+    L0,
+}
+
+impl Norm {
+    /// All norms.
+    pub const ALL: [Self; 4] = [Self::Linf, Self::L2, Self::L1, Self::L0];
 }
 
 impl fmt::Display for Norm {
@@ -22,6 +31,8 @@ impl fmt::Display for Norm {
         f.write_str(match self {
             Self::Linf => "Linf",
             Self::L2 => "L2",
+            Self::L1 => "L1",
+            Self::L0 => "L0",
         })
     }
 }
@@ -33,7 +44,9 @@ impl FromStr for Norm {
         match text.to_ascii_lowercase().as_str() {
             "linf" | "inf" => Ok(Self::Linf),
             "l2" | "2" => Ok(Self::L2),
-            _ => Err(Error::Unknown { what: "norm", found: text.into(), known: "linf, l2".into() }),
+            "l1" | "1" => Ok(Self::L1),
+            "l0" | "0" => Ok(Self::L0),
+            _ => Err(Error::Unknown { what: "norm", found: text.into(), known: "linf, l2, l1, l0".into() }),
         }
     }
 }
@@ -92,7 +105,9 @@ impl Budget {
         self.epsilon
     }
 
-    /// The point of ball and box nearest to `candidate` by projecting on the ball, then clamping to the box.
+    /// A point of ball and box near `candidate`. For `Linf` and `L1` it is the nearest; for `L2` it is projected on the
+    /// ball, then clamped to the box, as attack libraries do, which is not quite the nearest; for `L0` the largest changes
+    /// are kept.
     ///
     /// Clamping after projecting cannot leave the ball, because the box is convex, axis-aligned and holds `original`.
     ///
@@ -108,6 +123,8 @@ impl Budget {
                 let factor = (length.clamp_min(1e-12).reciprocal() * self.epsilon).clamp_max(1.0);
                 delta * per_row(&factor, candidate)
             }
+            Norm::L1 => shrunk_to_l1(original, &delta, self.epsilon),
+            Norm::L0 => largest_values(&delta, self.epsilon.floor() as i64),
         };
         (original + inside).clamp(0.0, 1.0)
     }
@@ -122,6 +139,9 @@ impl Budget {
             // one rounding of a number near 1 each for the addition and the subtraction
             Norm::Linf => 2.0 * f64::from(f32::EPSILON),
             Norm::L2 => 2.0 * f64::from(f32::EPSILON) * dimensions.sqrt() + 1e-6 * self.epsilon,
+            Norm::L1 => 2.0 * f64::from(f32::EPSILON) * dimensions + 1e-5 * self.epsilon,
+            // a value is changed or it is not
+            Norm::L0 => 0.0,
         };
         let flat = candidate.flatten(1, -1);
         let lowest = flat.amin([1].as_slice(), false).ge(0.0);
@@ -138,8 +158,10 @@ impl Budget {
         row_norm(&(candidate.to_kind(Kind::Double) - original.to_kind(Kind::Double)), self.norm)
     }
 
-    /// The direction of steepest ascent of unit size in this norm: the sign for `Linf`, the normalised gradient for
-    /// `L2`. A zero gradient gives a zero direction.
+    /// A direction of ascent of unit size in this norm: the sign for `Linf`, the normalised gradient for `L2`, both the
+    /// steepest; for `L1` the signs of the hundredth part of the values with the largest gradients, for the steepest
+    /// would change one value at a time (Tramer and Boneh 2019, section 3.2); for `L0`, where no direction has a size, the
+    /// gradient divided by its largest value. A zero gradient gives a zero direction.
     ///
     /// # Shapes
     /// `gradient` is `[N, ..]`; the result has the same shape.
@@ -154,11 +176,21 @@ impl Budget {
                 let length = row_norm(&scaled, Norm::L2).clamp_min(1e-12);
                 &scaled / per_row(&length, gradient)
             }
+            Norm::L1 => {
+                let values = gradient.size()[1..].iter().product::<i64>();
+                let sparse = largest_values(gradient, (values / 100).max(1)).sign();
+                let size = row_norm(&sparse, Norm::L1).clamp_min(1.0);
+                &sparse / per_row(&size, gradient)
+            }
+            Norm::L0 => {
+                let largest = row_norm(gradient, Norm::Linf);
+                gradient / per_row(&largest.where_self(&largest.gt(0.0), &largest.ones_like()), gradient)
+            }
         }
     }
 
     /// A random point of the ball around each row of `original` (then clamped to the box), from each sample's stream:
-    /// uniform in the `Linf` ball; for `L2` a uniform direction and a radius with uniform distribution of volume.
+    /// uniform in the `Linf`, `L2` and `L1` balls; for `L0` random values at random places.
     ///
     /// # Shapes
     /// `original` is `[N, ..]` with `ids.len() == N`; the result has the same shape and device.
@@ -180,6 +212,19 @@ impl Budget {
                 let radius = ((radius + 1.0) / 2.0).pow_tensor_scalar(1.0 / dimensions) * self.epsilon;
                 direction * per_row(&radius.flatten(0, -1), original)
             }
+            Norm::L1 => {
+                // Signed exponential draws, divided by their sum, are uniform on the sphere; one more draw in the sum
+                // makes them uniform in the ball (Barthe et al. 2005).
+                let signed = crate::uniform_noise(row, ids, seed, purpose, restart);
+                let exponential = |uniform: Tensor| -Tensor::from(1.0_f32).g_sub(&uniform).clamp_min(1e-7).log();
+                let size = exponential(signed.abs());
+                let inner = crate::uniform_noise(&[1], ids, seed, &format!("{purpose}/radius"), restart);
+                let inner = exponential((inner + 1.0) / 2.0);
+                let sum = size.flatten(1, -1).sum_dim_intlist([1].as_slice(), false, None) + inner.flatten(0, -1);
+                signed.sign() * &size / per_row(&sum.clamp_min(1e-12), &size) * self.epsilon
+            }
+            // the largest of independent draws lie at random places
+            Norm::L0 => crate::uniform_noise(row, ids, seed, purpose, restart),
         };
         self.project(original, &(original + delta.to_device(original.device())))
     }
@@ -217,8 +262,44 @@ fn row_norm(delta: &Tensor, norm: Norm) -> Tensor {
     match norm {
         Norm::Linf => flat.abs().amax([1].as_slice(), false),
         Norm::L2 => flat.square().sum_dim_intlist([1].as_slice(), false, None).sqrt(),
+        Norm::L1 => flat.abs().sum_dim_intlist([1].as_slice(), false, None),
+        Norm::L0 => flat.ne(0.0).sum_dim_intlist([1].as_slice(), false, None).to_kind(flat.kind()),
     }
 }
+
+/// `delta` with all but each row's `count` largest values zero; of equal values any may stay.
+fn largest_values(delta: &Tensor, count: i64) -> Tensor {
+    let flat = delta.flatten(1, -1);
+    let count = count.clamp(0, flat.size()[1]);
+    let (_, places) = flat.abs().topk(count, 1, true, false);
+    flat.zeros_like().scatter(1, &places, &flat.gather(1, &places, false)).view_as(delta)
+}
+
+/// The change nearest to `delta` whose values sum to at most `epsilon` and stay in the box around `original`.
+///
+/// All values are shrunk by the same amount, then clamped to the box; the amount is found by bisection, since the sum
+/// falls with it.
+fn shrunk_to_l1(original: &Tensor, delta: &Tensor, epsilon: f64) -> Tensor {
+    let (low, high) = (-original, 1.0 - original);
+    let shrunk = |by: &Tensor| {
+        let kept = (delta.abs() - per_row(by, delta)).clamp_min(0.0) * delta.sign();
+        kept.maximum(&low).minimum(&high)
+    };
+    let mut least = Tensor::zeros([delta.size()[0]], (delta.kind(), delta.device()));
+    let mut most = row_norm(delta, Norm::Linf);
+    let fits = row_norm(&shrunk(&least), Norm::L1).le(epsilon);
+    for _ in 0..BISECTIONS {
+        let middle = (&least + &most) * 0.5;
+        let inside = row_norm(&shrunk(&middle), Norm::L1).le(epsilon);
+        most = middle.where_self(&inside, &most);
+        least = least.where_self(&inside, &middle);
+    }
+    // what fits already is not touched
+    shrunk(&most.masked_fill(&fits, 0.0))
+}
+
+/// Halvings of the amount in [`shrunk_to_l1`]: as many as an `f32` has bits to tell apart.
+const BISECTIONS: usize = 26;
 
 /// `[N]` reshaped to broadcast over the rows of `like`.
 fn per_row(values: &Tensor, like: &Tensor) -> Tensor {
@@ -237,9 +318,10 @@ mod tests {
 
         #[test]
         fn projections_and_starts_stay_inside(
-            epsilon in 0.0..1.5_f64, l2 in any::<bool>(), seed in any::<u64>(), scale in 0.0..10.0_f64
+            epsilon in prop_oneof![0.0..1.5_f64, 0.0..60.0_f64], norm in 0..4_usize, seed in any::<u64>(),
+            scale in 0.0..10.0_f64
         ) {
-            let budget = Budget::new(if l2 { Norm::L2 } else { Norm::Linf }, epsilon).unwrap();
+            let budget = Budget::new(Norm::ALL[norm], epsilon).unwrap();
             let ids: Vec<u64> = (0..5).collect();
             let original = (crate::uniform_noise(&[3, 6, 5], &ids, seed, "x", 0) + 1.0) / 2.0;
             let far = &original + crate::gaussian_noise(&[3, 6, 5], &ids, seed, "d", 0) * scale;
@@ -254,9 +336,34 @@ mod tests {
     fn a_point_inside_is_its_own_projection() {
         let original = Tensor::full([1, 4], 0.5, (Kind::Float, tch::Device::Cpu));
         let near = &original + 0.01;
-        for norm in [Norm::Linf, Norm::L2] {
+        for norm in [Norm::Linf, Norm::L2, Norm::L1] {
             assert_eq!(Budget::new(norm, 0.1).unwrap().project(&original, &near), near);
         }
+        assert_eq!(Budget::new(Norm::L0, 4.0).unwrap().project(&original, &near), near);
+    }
+
+    #[test]
+    fn the_l1_projection_is_the_nearest_point() {
+        // found by hand: all values shrink by 0.2, the third no further than its box allows
+        let original = Tensor::from_slice(&[0.5_f64, 0.5, 0.9, 0.5]).unsqueeze(0);
+        let delta = Tensor::from_slice(&[0.5_f64, -0.4, 0.5, 0.1]).unsqueeze(0);
+        let budget = Budget::new(Norm::L1, 0.6).unwrap();
+        let found = budget.project(&original, &(&original + delta)) - &original;
+        let expected = Tensor::from_slice(&[0.3_f64, -0.2, 0.1, 0.0]).unsqueeze(0);
+        assert!((found - expected).abs().max().double_value(&[]) < 1e-6);
+    }
+
+    #[test]
+    fn sparse_norms_count_and_keep_the_largest() {
+        let original = Tensor::full([1, 4], 0.5, (Kind::Float, tch::Device::Cpu));
+        let moved = &original + Tensor::from_slice(&[0.1_f32, -0.3, 0.0, 0.2]).unsqueeze(0);
+        let l0 = Budget::new(Norm::L0, 2.0).unwrap();
+        assert_eq!(l0.distance(&original, &moved).double_value(&[0]), 3.0);
+        let kept = l0.project(&original, &moved);
+        assert_eq!(l0.distance(&original, &kept).double_value(&[0]), 2.0);
+        assert_eq!(kept.get(0).get(1), moved.get(0).get(1));
+        let l1 = Budget::new(Norm::L1, 1.0).unwrap();
+        assert!((l1.distance(&original, &moved).double_value(&[0]) - 0.6).abs() < 1e-6);
     }
 
     #[test]

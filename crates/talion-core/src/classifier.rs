@@ -34,13 +34,21 @@ pub trait Classifier {
 
     /// The loss of each row and its gradient with respect to the images: the inner step of every attack.
     ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]`, `labels` `[N]` in `0..K`.
+    fn input_gradient(&self, images: &Tensor, labels: &Tensor, objective: Objective) -> InputGradient {
+        self.loss_gradient(images, &|logits| objective.per_sample(logits, labels))
+    }
+
+    /// The same for any loss of the logits, `[N, K]` in and `[N]` out, differentiable.
+    ///
     /// The default differentiates [`Classifier::logits`] by autograd. Rows do not influence each other, so the
     /// gradient of the sum is the gradient of each.
     ///
     /// # Shapes
-    /// `images` `[N, C, H, W]`, `labels` `[N]` in `0..K`.
-    fn input_gradient(&self, images: &Tensor, labels: &Tensor, objective: Objective) -> InputGradient {
-        autograd_input_gradient(self, images, labels, objective)
+    /// `images` `[N, C, H, W]`.
+    fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
+        autograd_loss_gradient(self, images, loss)
     }
 
     /// The predicted class of each row, `[N]`, computed without gradients.
@@ -49,23 +57,41 @@ pub trait Classifier {
     }
 }
 
-/// [`Classifier::input_gradient`] by autograd through [`Classifier::logits`], for implementations that override it for
+/// [`Classifier::loss_gradient`] by autograd through [`Classifier::logits`], for implementations that override it for
 /// some of their cases.
 ///
 /// # Shapes
-/// As [`Classifier::input_gradient`].
-pub fn autograd_input_gradient<T: Classifier + ?Sized>(
+/// As [`Classifier::loss_gradient`].
+pub fn autograd_loss_gradient<T: Classifier + ?Sized>(
     classifier: &T,
     images: &Tensor,
-    labels: &Tensor,
-    objective: Objective,
+    loss: &dyn Fn(&Tensor) -> Tensor,
 ) -> InputGradient {
     tch::with_grad(|| {
         let images = images.detach().set_requires_grad(true);
         let logits = classifier.logits(&images);
-        let loss = objective.per_sample(&logits, labels);
+        let loss = loss(&logits);
         let gradient = Tensor::run_backward(&[loss.sum(loss.kind())], &[&images], false, false).remove(0);
         InputGradient { loss: loss.detach(), gradient: gradient.detach(), logits: logits.detach() }
+    })
+}
+
+/// Logits, and the gradient of every logit with respect to the images: one forward pass and K backward passes.
+///
+/// # Shapes
+/// `images` `[N, C, H, W]`; the logits `[N, K]`, their gradients `[N, K, C, H, W]`, both detached.
+pub fn logit_gradients(classifier: &dyn Classifier, images: &Tensor) -> (Tensor, Tensor) {
+    tch::with_grad(|| {
+        let images = images.detach().set_requires_grad(true);
+        let logits = classifier.logits(&images);
+        let classes = logits.size()[1];
+        let gradients: Vec<Tensor> = (0..classes)
+            .map(|class| {
+                let sum = logits.select(1, class).sum(logits.kind());
+                Tensor::run_backward(&[sum], &[&images], class + 1 < classes, false).remove(0)
+            })
+            .collect();
+        (logits.detach(), Tensor::stack(&gradients, 1).detach())
     })
 }
 
@@ -84,6 +110,10 @@ impl<T: Classifier + ?Sized> Classifier for &T {
 
     fn input_gradient(&self, images: &Tensor, labels: &Tensor, objective: Objective) -> InputGradient {
         (**self).input_gradient(images, labels, objective)
+    }
+
+    fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
+        (**self).loss_gradient(images, loss)
     }
 }
 

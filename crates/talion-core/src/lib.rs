@@ -19,7 +19,9 @@ mod stream;
 
 pub use archive::{Archive, Tensors, write_atomically};
 pub use budget::{Budget, Norm, parse_fraction};
-pub use classifier::{Classifier, InputGradient, autograd_input_gradient, check_images, check_labels};
+pub use classifier::{
+    Classifier, InputGradient, autograd_loss_gradient, check_images, check_labels, logit_gradients,
+};
 pub use error::{Error, Result};
 pub use objective::Objective;
 pub use stream::{SampleStream, gaussian_noise, shuffled, uniform_noise};

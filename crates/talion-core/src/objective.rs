@@ -14,6 +14,10 @@ pub enum Objective {
     TargetedCrossEntropy,
     /// Largest other logit minus the label's logit (Carlini and Wagner 2017, with confidence unbounded).
     Margin,
+    /// Difference of logits ratio: the margin divided by the distance from the first to the third largest logit, which
+    /// no rescaling of the logits can change (Croce and Hein 2020, equation 6). With two classes there is no third: the
+    /// margin then.
+    Dlr,
 }
 
 impl Objective {
@@ -28,11 +32,14 @@ impl Objective {
             Self::TargetedCrossEntropy => {
                 logits.log_softmax(1, None).gather(1, &column, false).squeeze_dim(1)
             }
-            Self::Margin => {
-                let own = logits.gather(1, &column, false).squeeze_dim(1);
-                let is_label = logits.zeros_like().to_kind(Kind::Bool).scatter_value(1, &column, 1);
-                let others = logits.masked_fill(&is_label, f64::NEG_INFINITY);
-                others.amax([1].as_slice(), false) - own
+            Self::Margin => margin(logits, &column),
+            Self::Dlr => {
+                let margin = margin(logits, &column);
+                if logits.size()[1] < 3 {
+                    return margin;
+                }
+                let (largest, _) = logits.topk(3, 1, true, true);
+                margin / (largest.select(1, 0) - largest.select(1, 2) + 1e-12)
             }
         }
     }
@@ -44,9 +51,16 @@ impl Objective {
     pub fn reached(self, predicted: &Tensor, labels: &Tensor) -> Tensor {
         match self {
             Self::TargetedCrossEntropy => predicted.eq_tensor(labels),
-            Self::CrossEntropy | Self::Margin => predicted.ne_tensor(labels),
+            Self::CrossEntropy | Self::Margin | Self::Dlr => predicted.ne_tensor(labels),
         }
     }
+}
+
+/// Largest other logit minus the label's, `[N]`.
+fn margin(logits: &Tensor, column: &Tensor) -> Tensor {
+    let own = logits.gather(1, column, false).squeeze_dim(1);
+    let is_label = logits.zeros_like().to_kind(Kind::Bool).scatter_value(1, column, 1);
+    logits.masked_fill(&is_label, f64::NEG_INFINITY).amax([1].as_slice(), false) - own
 }
 
 #[cfg(test)]

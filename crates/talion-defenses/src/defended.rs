@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
-use talion_core::{Classifier, Error, InputGradient, Objective, Result};
+use talion_core::{Classifier, Error, InputGradient, Result};
 use tch::{Device, Tensor};
 
 use crate::{gradient_map::MapGraph, trn::Trn};
@@ -121,11 +121,11 @@ impl Classifier for Defended<'_> {
         }
     }
 
-    fn input_gradient(&self, images: &Tensor, labels: &Tensor, objective: Objective) -> InputGradient {
+    fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
         if self.mode == GradientMode::Oblivious {
             // keeps the bare classifier's own fast path
-            return self.classifier.input_gradient(images, labels, objective);
+            return self.classifier.loss_gradient(images, loss);
         }
-        talion_core::autograd_input_gradient(self, images, labels, objective)
+        talion_core::autograd_loss_gradient(self, images, loss)
     }
 }

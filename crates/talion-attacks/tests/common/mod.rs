@@ -161,7 +161,7 @@ pub fn check_optimum(attack: &dyn Attack, norm: Norm, tolerance: f64) -> Check {
             (classifier.weight.index_select(0, &(1 - &samples.labels)) - own).reshape_as(batch.images);
         let change = match norm {
             Norm::Linf => ascent.sign(),
-            Norm::L2 => &ascent / ascent.norm_scalaropt_dim(2.0, [1_i64, 2, 3].as_slice(), true),
+            _ => &ascent / ascent.norm_scalaropt_dim(2.0, [1_i64, 2, 3].as_slice(), true),
         };
         let optimum = (batch.images + change * 0.2).clamp(0.0, 1.0);
         let adversarial = attack.perturb(&classifier, &batch).map_err(|error| error.to_string())?;

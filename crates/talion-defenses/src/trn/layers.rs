@@ -143,7 +143,9 @@ impl Judge {
         self.output.forward(&self.hidden.forward(&Tensor::cat(&known, 1)).relu_())
     }
 
-    pub(super) fn start_undecided(&self) {
+    /// Makes every answer `logit`.
+    pub(super) fn start_at(&self, logit: f64) {
         self.output.scale_weights(0.0);
+        let _ = self.output.bias.shallow_clone().fill_(logit);
     }
 }

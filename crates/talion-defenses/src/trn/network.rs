@@ -40,6 +40,8 @@ pub(super) struct Network {
     gradient: Option<(Encoder, Vec<FusionBlock>)>,
     decoder: Decoder,
     judge: Option<Judge>,
+    /// What a new judge says: that the gate is open, or, to correct a first pass, nothing.
+    open: f64,
     /// Sides have to be a multiple of this for every scale to be half the one before.
     multiple: i64,
 }
@@ -59,6 +61,7 @@ impl Network {
             image: Encoder::new(&(path / "image"), streams.image_inputs(), &widths),
             gradient,
             decoder: Decoder::new(&(path / "decoder"), &widths, spec.channels),
+            open: if streams.first_pass { 0.0 } else { OPEN },
             judge: spec.gate.then(|| Judge::new(&(path / "judge"), &widths, evidence)),
             multiple: 1 << (spec.scales - 1),
         }
@@ -67,7 +70,7 @@ impl Network {
     /// Makes the residual zero, so that a new network returns its input.
     pub(super) fn start_as_identity(&self) {
         self.decoder.start_as_identity();
-        self.judge.iter().for_each(Judge::start_undecided);
+        self.judge.iter().for_each(|judge| judge.start_at(self.open));
     }
 
     /// What to do to the images: a change of its own, or a correction of the first pass's.
@@ -117,3 +120,5 @@ impl Network {
 
 /// Brings a residual before its bound (0.2 after tanh of 1) to the scale of the other inputs.
 const FIRST_SCALE: f64 = 4.0;
+/// Logit of a gate that is open to 88 %: a closed one would let nothing through to learn from.
+const OPEN: f64 = 2.0;
