@@ -1,6 +1,6 @@
 //! What the attacks share that climb the objective step by step inside the budget.
 
-use talion_core::{Budget, Classifier, Error, Objective, Result};
+use talion_core::{Budget, Classifier, Error, Objective, Result, uniform_noise};
 use tch::Tensor;
 
 use crate::{
@@ -26,29 +26,34 @@ pub(crate) trait Ascent {
         batch.images.detach().copy()
     }
 
-    /// A gradient for each row, and the logits at the iterates themselves where these were computed on the way.
-    fn gradient(&self, classifier: &dyn Classifier, climb: &View<'_>) -> Result<(Tensor, Option<Tensor>)> {
-        let (gradient, logits) = climb.gradient_at(classifier, climb.iterate);
-        Ok((gradient, Some(logits)))
-    }
-
     /// What a step costs a row.
     fn passes(&self) -> Passes {
         Passes::GRADIENT
     }
 
-    /// Which way to go, of unit size in the budget's norm: by default the steepest. `momentum` starts at zero.
-    fn direction(&self, budget: &Budget, gradient: Tensor, _momentum: &mut Tensor) -> Tensor {
-        budget.steepest(&gradient)
+    /// How many tensors like the images a row remembers from step to step. They start at zero.
+    fn memories(&self) -> usize {
+        0
+    }
+
+    /// Which way to go, of unit size in the budget's norm, and the logits at the iterates themselves where these were
+    /// computed on the way: by default the steepest ascent.
+    fn direction(
+        &self,
+        classifier: &dyn Classifier,
+        view: &View<'_>,
+        _memory: &mut [Tensor],
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (gradient, logits) = view.gradient_at(classifier, view.iterate);
+        Ok((view.budget.steepest(&gradient), Some(logits)))
     }
 }
 
-/// What a climbing attack sees when it is asked for a gradient.
+/// What a climbing attack sees when it is asked for a direction.
 pub(crate) struct View<'a> {
     pub rows: &'a Rows,
     /// The current images.
     pub iterate: &'a Tensor,
-    pub momentum: &'a Tensor,
     pub objective: Objective,
     pub budget: Budget,
     pub step: f64,
@@ -64,6 +69,20 @@ impl View<'_> {
         let found = classifier.input_gradient(images, &self.rows.labels, self.objective);
         (found.gradient.to_kind(images.kind()).nan_to_num(0.0, None, None), found.logits)
     }
+
+    /// Uniform draws in `[-1, 1)` for every value of every image, from the rows' own streams: new ones for each step and
+    /// each `repetition` in it.
+    pub fn noise(&self, purpose: &str, repetition: u32) -> Result<Tensor> {
+        let purpose = format!("{purpose}/{repetition}");
+        let row = &self.iterate.size()[1..];
+        let draws = self
+            .rows
+            .keys()?
+            .into_iter()
+            .map(|(id, key)| uniform_noise(row, &[id], self.seed, &purpose, key));
+        let noise = Tensor::cat(&draws.collect::<Vec<_>>(), 0);
+        Ok(noise.to_device(self.iterate.device()).to_kind(self.iterate.kind()))
+    }
 }
 
 /// An ascent in progress.
@@ -71,7 +90,7 @@ struct Climb<A> {
     attack: A,
     rows: Rows,
     iterate: Tensor,
-    momentum: Tensor,
+    memory: Vec<Tensor>,
     budget: Budget,
     objective: Objective,
     step: f64,
@@ -92,7 +111,7 @@ pub(crate) fn climb<A: Ascent + Clone + 'static>(
     Ok(Box::new(Climb {
         step: attack.step_size(&batch.budget)?,
         iterate: attack.start(batch),
-        momentum: batch.images.zeros_like(),
+        memory: (0..attack.memories()).map(|_| batch.images.zeros_like()).collect(),
         rows: Rows::new(batch),
         attack: attack.clone(),
         budget: batch.budget,
@@ -107,18 +126,16 @@ impl<A: Ascent> Attempt for Climb<A> {
         let view = View {
             rows: &self.rows,
             iterate: &self.iterate,
-            momentum: &self.momentum,
             objective: self.objective,
             budget: self.budget,
             step: self.step,
             seed: self.seed,
         };
-        let (gradient, logits) = self.attack.gradient(classifier, &view)?;
+        let mut memory: Vec<Tensor> = self.memory.iter().map(Tensor::shallow_clone).collect();
+        let (direction, logits) = self.attack.direction(classifier, &view, &mut memory)?;
         let fooled = logits
             .filter(|_| self.until_fooled)
             .map(|logits| self.objective.reached(&logits.argmax(1, false), &self.rows.labels));
-        let mut momentum = self.momentum.shallow_clone();
-        let direction = self.attack.direction(&self.budget, gradient, &mut momentum);
         let moved = self.budget.project(&self.rows.original, &(&self.iterate + direction * self.step));
         // what already fools is not moved: the next image might not
         let moved = match &fooled {
@@ -126,14 +143,17 @@ impl<A: Ascent> Attempt for Climb<A> {
             None => moved,
         };
         self.iterate = self.rows.unfinished(&moved, &self.iterate);
-        self.momentum = self.rows.unfinished(&momentum, &self.momentum);
+        for (old, new) in self.memory.iter_mut().zip(&memory) {
+            *old = self.rows.unfinished(new, old);
+        }
         self.rows.count(self.attack.steps().into(), fooled.as_ref());
         Ok(())
     }
 
     fn state(&mut self) -> Vec<&mut Tensor> {
         let mut state = self.rows.state();
-        state.extend([&mut self.iterate, &mut self.momentum]);
+        state.push(&mut self.iterate);
+        state.extend(&mut self.memory);
         state
     }
 

@@ -6,34 +6,69 @@ out. It never sees a data set or a disk. [`run`](fn@run) checks the inputs, keep
 samples that still resist, and makes the result of a sample independent of its neighbours. Whoever attacks a few
 images, or trains on attacks, may call [`Attack::perturb`] directly.
 
-| name | attack | paper |
-|---|---|---|
-| `fgsm` | [`Fgsm`] | Goodfellow et al. 2015 |
-| `bim-20` | [`Bim`] | Kurakin et al. 2017 |
-| `pgd-20`, `pgd-100x5` | [`Pgd`] | Madry et al. 2018 |
-| `mim-20` | [`Mim`] | Dong et al. 2018 |
-| `noise` | [`Noise`], the control that uses no gradient | |
-
-Every attack works with both norms of [`talion_core::Norm`] and every [`talion_core::Objective`].
+[`CATALOGUE`] lists all attacks with their norms and papers; [`AttackSpec`] reads their names. [`autoattack`](fn@autoattack)
+runs several, each on the samples that resisted those before. [`Bpda`] and [`Eot`] are no attacks but ways to look at a
+classifier, for any attack. [`alarms`](fn@alarms) tells when a classifier cannot be evaluated as it is.
 */
 
+mod alarms;
+mod apgd;
 mod ascent;
 mod attack;
 mod attempt;
+mod autoattack;
 mod bim;
+mod catalogue;
+mod closest;
+mod cw;
+mod ddn;
+mod deepfool;
+mod diverse_input;
+mod ead;
+mod eot_pgd;
+mod fab;
 mod fgsm;
+mod fmn;
+mod jsma;
 mod mim;
+mod nesterov;
 mod noise;
 mod pgd;
 mod run;
+mod scale_invariant;
 mod spec;
+mod spsa;
+mod square;
+mod translation_invariant;
+mod variance_tuned;
+mod wrap;
 
+pub use alarms::{Alarm, alarms};
+pub use apgd::{Apgd, ApgdLoss};
 pub use attack::{Attack, Batch};
 pub use attempt::{Attempt, Conditions, Passes, Rows, choose};
+pub use autoattack::{AutoAttack, Cascade, Fooled, Stage, autoattack};
 pub use bim::Bim;
+pub use catalogue::{CATALOGUE, Entry, Seeks, Sees};
+pub use cw::Cw;
+pub use ddn::Ddn;
+pub use deepfool::DeepFool;
+pub use diverse_input::DiFgsm;
+pub use ead::Ead;
+pub use eot_pgd::EotPgd;
+pub use fab::Fab;
 pub use fgsm::Fgsm;
+pub use fmn::Fmn;
+pub use jsma::Jsma;
 pub use mim::Mim;
+pub use nesterov::NiFgsm;
 pub use noise::Noise;
 pub use pgd::Pgd;
 pub use run::{Outcome, Predictions, Progress, RunOptions, micro_batch, predict_all, run};
+pub use scale_invariant::SiNiFgsm;
 pub use spec::AttackSpec;
+pub use spsa::Spsa;
+pub use square::Square;
+pub use translation_invariant::TiFgsm;
+pub use variance_tuned::VmiFgsm;
+pub use wrap::{Bpda, Eot};

@@ -1,12 +1,12 @@
 //! The Momentum Iterative Method.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Budget, Result, Error};
+use talion_core::{Budget, Classifier, Error, Result};
 use tch::Tensor;
 
 use crate::{
     Attack, Attempt, Batch, Conditions, Passes,
-    ascent::{Ascent, climb, step_size},
+    ascent::{Ascent, View, climb, step_size},
 };
 
 /// BIM along a running sum of normalised gradients, which carries the attack over poor local maxima and lets its images
@@ -64,9 +64,30 @@ impl Ascent for Mim {
         check_decay(self.decay)
     }
 
-    fn direction(&self, budget: &Budget, gradient: Tensor, momentum: &mut Tensor) -> Tensor {
-        *momentum = &*momentum * self.decay + unit_mean(&gradient);
-        budget.steepest(momentum)
+    fn memories(&self) -> usize {
+        1
+    }
+
+    fn direction(
+        &self,
+        classifier: &dyn Classifier,
+        view: &View<'_>,
+        memory: &mut [Tensor],
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (gradient, logits) = view.gradient_at(classifier, view.iterate);
+        Ok((view.budget.steepest(&accumulate(memory, self.decay, &gradient)), Some(logits)))
+    }
+}
+
+/// Adds a gradient, divided by its mean, to the momentum, which is the first memory, and returns the sum.
+pub(crate) fn accumulate(memory: &mut [Tensor], decay: f64, gradient: &Tensor) -> Tensor {
+    let unit = unit_mean(gradient);
+    match memory.first_mut() {
+        Some(momentum) => {
+            *momentum = &*momentum * decay + unit;
+            momentum.shallow_clone()
+        }
+        None => unit,
     }
 }
 
@@ -80,7 +101,7 @@ pub(crate) fn check_decay(decay: f64) -> Result<()> {
 }
 
 /// Each row divided by its mean absolute value; a zero row stays zero.
-pub(crate) fn unit_mean(gradient: &Tensor) -> Tensor {
+fn unit_mean(gradient: &Tensor) -> Tensor {
     // The largest value is divided out first, so that the mean of huge values cannot overflow, nor that of tiny ones vanish.
     let rows = [1, 2, 3].as_slice();
     let scaled = gradient / nonzero(gradient.abs().amax(rows, true));

@@ -240,8 +240,7 @@ impl<'a> Driver<'a> {
             ..*self.batch
         };
         let logits = self.logits.as_ref().map(|logits| select(logits, &rows, device));
-        let conditions =
-            Conditions { logits: logits.as_ref(), until_fooled: self.options.until_fooled };
+        let conditions = Conditions { logits: logits.as_ref(), until_fooled: self.options.until_fooled };
         self.attack.begin(&part, &conditions)
     }
 

@@ -1,77 +1,83 @@
 //! Attacks by name.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use talion_core::{Error, Result, parse_fraction};
 
-use crate::{Attack, Attempt, Batch, Bim, Conditions, Fgsm, Mim, Noise, Passes, Pgd};
+use crate::{
+    Attack, Attempt, Batch, Conditions, Passes,
+    catalogue::{CATALOGUE, Entry},
+};
 
 /// An attack with all its settings, as a value that has a name.
 ///
-/// The name is `KIND[-STEPS[xRESTARTS]][:SETTING=VALUE]...`, such as `fgsm`, `bim-20`, `pgd-100x5`, `mim-20:decay=0.9`,
-/// `pgd-7:step=2/255`. It holds every setting, so two attacks of the same name are the same attack; settings left out
-/// have their defaults. As JSON the value is its name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The name is `KIND[-STEPS[xRESTARTS]][:SETTING[=VALUE]]...`, such as `fgsm`, `bim-20`, `pgd-100x5`,
+/// `mim-20:decay=0.9`, `pgd-7:step=2/255`, `apgd-ce-100:faithful`. It holds every setting, so two attacks of the same name
+/// are the same attack; settings left out have their defaults. As JSON the value is its name. [`CATALOGUE`] has all kinds.
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum AttackSpec {
-    /// See [`Fgsm`].
-    Fgsm(Fgsm),
-    /// See [`Bim`].
-    Bim(Bim),
-    /// See [`Pgd`].
-    Pgd(Pgd),
-    /// See [`Mim`].
-    Mim(Mim),
-    /// See [`Noise`].
-    Noise(Noise),
-}
+pub struct AttackSpec(Arc<dyn Attack + Send + Sync>);
 
 impl AttackSpec {
     /// Examples of names, a line of help.
-    pub const EXAMPLES: &'static str =
-        "fgsm, bim-20, pgd-20, pgd-100x5 (5 restarts), pgd-7:step=2/255, mim-20, mim-20:decay=0.9, noise";
+    pub const EXAMPLES: &'static str = "fgsm, bim-20, pgd-20, pgd-100x5 (5 restarts), pgd-7:step=2/255, mim-20, apgd-ce-100, \
+        apgd-t-100, fab-t-100, square-5000, cw-1000, noise (`talion attacks` lists all)";
 
-    fn attack(&self) -> &dyn Attack {
-        match self {
-            Self::Fgsm(attack) => attack,
-            Self::Bim(attack) => attack,
-            Self::Pgd(attack) => attack,
-            Self::Mim(attack) => attack,
-            Self::Noise(attack) => attack,
-        }
+    /// An attack as a value; its name has to parse back to the same attack.
+    pub fn new(attack: impl Attack + Send + Sync + 'static) -> Self {
+        Self(Arc::new(attack))
+    }
+
+    /// What the catalogue says of this kind of attack.
+    pub fn entry(&self) -> Option<&'static Entry> {
+        let name = self.name();
+        let kind = Settings::split(&name)?.kind;
+        CATALOGUE.iter().find(|entry| entry.kind == kind)
+    }
+}
+
+impl PartialEq for AttackSpec {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
     }
 }
 
 impl Attack for AttackSpec {
     fn name(&self) -> String {
-        self.attack().name()
+        self.0.name()
     }
 
     fn cost(&self) -> Passes {
-        self.attack().cost()
+        self.0.cost()
     }
 
     fn restarts(&self, classes: i64) -> u64 {
-        self.attack().restarts(classes)
+        self.0.restarts(classes)
     }
 
     fn adjustment(&self, classes: i64) -> Option<String> {
-        self.attack().adjustment(classes)
+        self.0.adjustment(classes)
     }
 
     fn wants_logits(&self) -> bool {
-        self.attack().wants_logits()
+        self.0.wants_logits()
     }
 
     fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
-        self.attack().begin(batch, conditions)
+        self.0.begin(batch, conditions)
     }
 }
 
 impl fmt::Display for AttackSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name())
+    }
+}
+
+impl fmt::Debug for AttackSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AttackSpec({self})")
     }
 }
 
@@ -93,72 +99,90 @@ impl FromStr for AttackSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Parts::split(text).and_then(Parts::build).ok_or_else(|| Error::Unknown {
-            what: "attack",
-            found: text.into(),
-            known: Self::EXAMPLES.into(),
-        })
+        let unknown = || Error::Unknown { what: "attack", found: text.into(), known: Self::EXAMPLES.into() };
+        let mut settings = Settings::split(text).ok_or_else(unknown)?;
+        let entry = CATALOGUE.iter().find(|entry| entry.kind == settings.kind).ok_or_else(unknown)?;
+        let attack = (entry.build)(&mut settings).ok_or_else(unknown)?;
+        // what no attack has taken means nothing
+        if settings.is_used_up() { Ok(Self(attack)) } else { Err(unknown()) }
     }
 }
 
 /// The parts of a name; a part is taken out when it is used, so that what is left over is an error.
 #[derive(Default)]
-struct Parts<'a> {
+pub(crate) struct Settings<'a> {
     kind: &'a str,
     steps: Option<u32>,
     restarts: Option<u32>,
-    step: Option<f64>,
-    decay: Option<f64>,
+    others: Vec<(&'a str, Option<&'a str>)>,
+    /// Whether a setting that was asked for had a value that it cannot have.
+    wrong: bool,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> Settings<'a> {
     fn split(text: &'a str) -> Option<Self> {
-        let mut settings = text.split(':');
-        let head = settings.next()?;
-        let mut parts = Self { kind: head, ..Self::default() };
-        if let Some((kind, counts)) = head.split_once('-') {
-            parts.kind = kind;
+        let mut parts = text.split(':');
+        let head = parts.next()?;
+        let mut settings = Self { kind: head, ..Self::default() };
+        // the counts are what follows the last dash, unless that is a part of the kind, such as `apgd-ce`
+        if let Some((kind, counts)) = head.rsplit_once('-')
+            && counts.starts_with(|first: char| first.is_ascii_digit() || first == '+')
+        {
+            settings.kind = kind;
             let (steps, restarts) = counts.split_once('x').map_or((counts, None), |(s, r)| (s, Some(r)));
-            parts.steps = Some(count(steps)?);
-            parts.restarts = restarts.map(count).map_or(Some(None), |count| count.map(Some))?;
+            settings.steps = Some(count(steps)?);
+            settings.restarts = restarts.map(count).map_or(Some(None), |count| count.map(Some))?;
         }
-        for setting in settings {
-            let (key, value) = setting.split_once('=')?;
-            let slot = match key {
-                "step" => &mut parts.step,
-                "decay" => &mut parts.decay,
-                _ => return None,
-            };
-            let value = parse_fraction(value).ok().filter(|&value| value >= 0.0)?;
-            if slot.replace(value).is_some() {
+        for part in parts {
+            let (key, value) = part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value)));
+            if settings.others.iter().any(|(other, _)| *other == key) {
                 return None;
             }
+            settings.others.push((key, value));
         }
-        Some(parts)
+        Some(settings)
     }
 
-    fn build(mut self) -> Option<AttackSpec> {
-        let spec = match self.kind {
-            "fgsm" => AttackSpec::Fgsm(Fgsm {}),
-            "noise" => AttackSpec::Noise(Noise {}),
-            "bim" => AttackSpec::Bim(Bim {
-                steps: self.steps.take().unwrap_or(Bim::default().steps),
-                step: self.step.take(),
-            }),
-            "pgd" => AttackSpec::Pgd(Pgd {
-                steps: self.steps.take().unwrap_or(Pgd::default().steps),
-                restarts: self.restarts.take().unwrap_or(Pgd::default().restarts),
-                step: self.step.take(),
-            }),
-            "mim" => AttackSpec::Mim(Mim {
-                steps: self.steps.take().unwrap_or(Mim::default().steps),
-                decay: self.decay.take().unwrap_or(Mim::default().decay),
-                step: self.step.take(),
-            }),
-            _ => return None,
-        };
-        let nothing_left = self.steps.or(self.restarts).is_none() && self.step.or(self.decay).is_none();
-        nothing_left.then_some(spec)
+    /// Takes the number of steps.
+    pub(crate) fn steps(&mut self, default: u32) -> u32 {
+        self.steps.take().unwrap_or(default)
+    }
+
+    /// Takes the number of restarts.
+    pub(crate) fn restarts(&mut self, default: u32) -> u32 {
+        self.restarts.take().unwrap_or(default)
+    }
+
+    /// Takes a number, at least 0.
+    pub(crate) fn number(&mut self, key: &str) -> Option<f64> {
+        let value = self.take(key)?;
+        let number = value.and_then(|value| parse_fraction(value).ok()).filter(|&value| value >= 0.0);
+        self.wrong |= number.is_none();
+        number
+    }
+
+    /// Takes a whole number.
+    pub(crate) fn count(&mut self, key: &str, default: u32) -> u32 {
+        let Some(value) = self.take(key) else { return default };
+        let found = value.and_then(count);
+        self.wrong |= found.is_none();
+        found.unwrap_or(default)
+    }
+
+    /// Takes a setting that is there or not.
+    pub(crate) fn flag(&mut self, key: &str) -> bool {
+        let found = self.take(key);
+        self.wrong |= found.is_some_and(|value| value.is_some());
+        found.is_some()
+    }
+
+    fn take(&mut self, key: &str) -> Option<Option<&'a str>> {
+        let place = self.others.iter().position(|(other, _)| *other == key)?;
+        Some(self.others.swap_remove(place).1)
+    }
+
+    fn is_used_up(&self) -> bool {
+        !self.wrong && self.steps.or(self.restarts).is_none() && self.others.is_empty()
     }
 }
 
@@ -175,21 +199,53 @@ pub(crate) fn suffix(key: &str, value: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Mim, Pgd};
     use proptest::prelude::*;
 
     #[test]
     fn names_give_the_settings_they_say() {
         let parse = |text: &str| text.parse::<AttackSpec>().unwrap();
-        assert_eq!(parse("fgsm"), AttackSpec::Fgsm(Fgsm {}));
-        assert_eq!(parse("bim-20"), AttackSpec::Bim(Bim { steps: 20, step: None }));
-        assert_eq!(parse("pgd"), AttackSpec::Pgd(Pgd::default()));
-        assert_eq!(parse("pgd-100x5"), AttackSpec::Pgd(Pgd { steps: 100, restarts: 5, step: None }));
+        assert_eq!(parse("pgd"), AttackSpec::new(Pgd::default()));
+        assert_eq!(parse("pgd-100x5"), AttackSpec::new(Pgd { steps: 100, restarts: 5, step: None }));
         let step = Some(2.0 / 255.0);
-        assert_eq!(parse("pgd-7:step=2/255"), AttackSpec::Pgd(Pgd { steps: 7, restarts: 1, step }));
-        assert_eq!(parse("mim-20:decay=0.9"), AttackSpec::Mim(Mim { steps: 20, decay: 0.9, step: None }));
-        for name in ["fgsm", "noise", "bim-20", "pgd-20", "pgd-100x5", "mim-20", "mim-20:decay=0.9:step=0.5"]
-        {
-            assert_eq!(parse(name).to_string(), name);
+        assert_eq!(parse("pgd-7:step=2/255"), AttackSpec::new(Pgd { steps: 7, restarts: 1, step }));
+        let mim = Mim { steps: 20, decay: 0.9, step: None };
+        assert_eq!(parse("mim-20:decay=0.9"), AttackSpec::new(mim));
+        assert_ne!(parse("mim-20:decay=0.9"), parse("mim-20"));
+    }
+
+    #[test]
+    fn every_kind_has_a_default_whose_name_parses_back() {
+        for entry in CATALOGUE {
+            let attack: AttackSpec = entry.kind.parse().unwrap();
+            assert!(attack.to_string().starts_with(entry.kind), "{attack}");
+            assert_eq!(attack.to_string().parse::<AttackSpec>().unwrap(), attack);
+            let json = serde_json::to_string(&attack).unwrap();
+            assert_eq!(serde_json::from_str::<AttackSpec>(&json).unwrap(), attack);
+            assert_eq!(CATALOGUE.iter().filter(|other| other.kind == entry.kind).count(), 1);
+        }
+    }
+
+    #[test]
+    fn names_keep_what_was_set() {
+        let names = [
+            "fgsm",
+            "noise",
+            "bim-20",
+            "pgd-20",
+            "pgd-100x5",
+            "mim-20",
+            "mim-20:decay=0.9:step=0.5",
+            "ni-fgsm-5",
+            "si-ni-fgsm-5:copies=3",
+            "vmi-fgsm-5:neighbours=2:radius=1",
+            "di-fgsm-5:probability=1:smallest=0.8",
+            "ti-fgsm-5:kernel=5",
+            "eot-pgd-10x2:draws=3",
+            "spsa-5:pairs=8:delta=0.02:step=0.1",
+        ];
+        for name in names {
+            assert_eq!(name.parse::<AttackSpec>().unwrap().to_string(), name);
         }
     }
 
@@ -218,6 +274,12 @@ mod tests {
             "pgd:step=1:step=2",
             "pgd-20 ",
             "pgd-99999999999",
+            "apgd-100",
+            "apgd-ce:faithful=1",
+            "apgd-ce:targets=5",
+            "square:p",
+            "-5",
+            "apgd-ce-",
         ];
         for name in wrong {
             let error = name.parse::<AttackSpec>().expect_err(name).to_string();
@@ -227,25 +289,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_value_round_trips_through_its_name_and_json(
-            kind in 0..5, steps in 1..5000_u32, restarts in 1..50_u32,
-            step in proptest::option::of(0.0..1.0_f64), decay in 0.0..2.0_f64
+        fn counts_and_settings_round_trip(
+            steps in 1..5000_u32, restarts in 1..50_u32, step in proptest::option::of(0.0..1.0_f64),
         ) {
-            let spec = match kind {
-                0 => AttackSpec::Fgsm(Fgsm {}),
-                1 => AttackSpec::Bim(Bim { steps, step }),
-                2 => AttackSpec::Pgd(Pgd { steps, restarts, step }),
-                3 => AttackSpec::Mim(Mim { steps, decay, step }),
-                _ => AttackSpec::Noise(Noise {}),
-            };
-            prop_assert_eq!(&spec.to_string().parse::<AttackSpec>().unwrap(), &spec);
-            let json = serde_json::to_string(&spec).unwrap();
-            prop_assert_eq!(serde_json::from_str::<AttackSpec>(&json).unwrap(), spec);
+            let spec = AttackSpec::new(Pgd { steps, restarts, step });
+            prop_assert_eq!(spec.to_string().parse::<AttackSpec>().unwrap(), spec);
         }
 
         #[test]
         fn no_text_panics(text in ".{0,30}") {
             let _ = text.parse::<AttackSpec>();
+        }
+
+        #[test]
+        fn no_text_like_a_name_panics(text in "(pgd|apgd-t|cw|square|x)?-?[0-9]{0,11}x?[0-9]{0,3}(:[a-z]{1,8}(=[0-9./-]{0,5})?){0,3}") {
+            if let Ok(attack) = text.parse::<AttackSpec>() {
+                prop_assert_eq!(attack.to_string().parse::<AttackSpec>().unwrap(), attack);
+            }
         }
     }
 }

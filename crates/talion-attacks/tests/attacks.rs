@@ -5,7 +5,7 @@ mod common;
 use common::{ConvNet, Linear, Samples, budget, check_budget, check_independence, check_optimum, run_all};
 use proptest::prelude::*;
 use talion_attacks::{
-    Attack, AttackSpec, Attempt, Batch, Bim, Conditions, Fgsm, Mim, Noise, Passes, Pgd, Rows,
+    Attack, AttackSpec, Attempt, Batch, Bim, CATALOGUE, Conditions, Fgsm, Mim, Noise, Passes, Pgd, Rows,
 };
 use talion_core::{Budget, Classifier, Norm, Objective, Result};
 use tch::{Device, Kind, Tensor};
@@ -14,18 +14,75 @@ const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
 const OBJECTIVES: [Objective; 3] =
     [Objective::CrossEntropy, Objective::TargetedCrossEntropy, Objective::Margin];
 
+/// Every kind of attack, at a small size.
 fn attacks() -> Vec<AttackSpec> {
-    ["fgsm", "bim-5", "pgd-5x2", "mim-5", "mim-5:decay=0.5:step=0.5", "pgd-3:step=2", "noise"]
-        .map(|name| name.parse().unwrap())
-        .into()
+    [
+        "fgsm",
+        "bim-5",
+        "pgd-5x2",
+        "mim-5",
+        "mim-5:decay=0.5:step=0.5",
+        "pgd-3:step=2",
+        "noise",
+        "ni-fgsm-3",
+        "si-ni-fgsm-3:copies=2",
+        "di-fgsm-3:probability=1",
+        "ti-fgsm-3:kernel=3",
+        "vmi-fgsm-3:neighbours=2",
+        "eot-pgd-3:draws=2",
+        "spsa-3:pairs=3",
+        "apgd-ce-8",
+        "apgd-ce-8:faithful",
+        "apgd-dlr-8x2",
+        "apgd-t-6:targets=2",
+        "fab-6",
+        "fab-t-6:targets=2",
+        "square-20",
+        "cw-10:search=3",
+        "ead-10:search=2",
+        "ddn-10",
+        "fmn-10",
+        "deepfool-10",
+        "jsma",
+    ]
+    .map(|name| name.parse().unwrap())
+    .into()
+}
+
+/// Whether the attack is defined for the norm, and for attackers that choose a class.
+fn applies(attack: &AttackSpec, norm: Norm, objective: Objective) -> bool {
+    let entry = attack.entry().unwrap();
+    entry.norms.contains(&norm) && (entry.targeted || objective != Objective::TargetedCrossEntropy)
+}
+
+fn attacks_in_norms() -> Vec<(AttackSpec, Norm)> {
+    let pairs = attacks().into_iter().flat_map(|attack| Norm::ALL.map(|norm| (attack.clone(), norm)));
+    pairs.filter(|(attack, norm)| applies(attack, *norm, Objective::CrossEntropy)).collect()
+}
+
+#[test]
+fn every_kind_of_attack_is_tested_and_refuses_what_it_is_not_defined_for() {
+    let tested = attacks();
+    for entry in CATALOGUE {
+        assert!(tested.iter().any(|attack| attack.entry().unwrap().kind == entry.kind), "{}", entry.kind);
+    }
+    let classifier = ConvNet::random(4, 3, 8.0, 1);
+    let samples = Samples::random(2, &[3, 6, 6], 4, 0.0, 1);
+    for attack in &tested {
+        for (norm, objective) in Norm::ALL.into_iter().flat_map(|norm| OBJECTIVES.map(|goal| (norm, goal))) {
+            let batch = samples.batch(budget(norm, 0.5), objective);
+            let defined = applies(attack, norm, objective);
+            assert_eq!(attack.perturb(&classifier, &batch).is_ok(), defined, "{attack} {norm} {objective:?}");
+        }
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn every_attack_respects_budget_and_box(
-        l2 in any::<bool>(), convolutional in any::<bool>(), objective in 0..3_usize,
+        norm in 0..4_usize, convolutional in any::<bool>(), objective in 0..3_usize,
         epsilon in prop_oneof![Just(0.0), Just(1e-9), Just(8.0 / 255.0), 0.0..1.0_f64, Just(300.0)],
         scale in prop_oneof![Just(0.0), Just(1e-20), 0.01..10.0_f64, Just(1e6)],
         inset in -0.3..0.5_f64, seed in any::<u64>(),
@@ -38,9 +95,9 @@ proptest! {
             Box::new(Linear::random(classes, &row, scale, seed))
         };
         let samples = Samples::random(count, &row, classes, inset, seed);
-        let norm = if l2 { Norm::L2 } else { Norm::Linf };
-        let batch = samples.batch(budget(norm, epsilon), OBJECTIVES[objective]);
-        for attack in attacks() {
+        let (norm, objective) = (Norm::ALL[norm], OBJECTIVES[objective]);
+        let batch = samples.batch(budget(norm, epsilon), objective);
+        for attack in attacks().into_iter().filter(|attack| applies(attack, norm, objective)) {
             let checked = check_budget(&attack, classifier.as_ref(), &batch);
             prop_assert!(checked.is_ok(), "{attack}: {checked:?}");
         }
@@ -51,8 +108,8 @@ proptest! {
 fn a_budget_of_zero_leaves_the_images_as_they_are() {
     let classifier = ConvNet::random(4, 3, 8.0, 1);
     let samples = Samples::random(5, &[3, 6, 6], 4, -0.1, 1);
-    for (attack, norm) in attacks().iter().flat_map(|attack| NORMS.map(|norm| (attack, norm))) {
-        let batch = samples.batch(budget(norm, 0.0), Objective::CrossEntropy);
+    for (attack, norm) in &attacks_in_norms() {
+        let batch = samples.batch(budget(*norm, 0.0), Objective::CrossEntropy);
         let adversarial = attack.perturb(&classifier, &batch).unwrap();
         assert_eq!(adversarial, samples.images, "{attack} {norm}");
     }
@@ -63,8 +120,8 @@ fn double_precision_images_stay_double() {
     let samples = Samples::random(3, &[1, 4, 4], 2, 0.0, 1);
     let samples = Samples { images: samples.images.to_kind(Kind::Double), ..samples };
     let classifier = Linear { weight: Linear::random(2, &[1, 4, 4], 1.0, 1).weight.to_kind(Kind::Double) };
-    for (attack, norm) in attacks().iter().flat_map(|attack| NORMS.map(|norm| (attack, norm))) {
-        let batch = samples.batch(budget(norm, 0.1), Objective::CrossEntropy);
+    for (attack, norm) in &attacks_in_norms() {
+        let batch = samples.batch(budget(*norm, 0.1), Objective::CrossEntropy);
         check_budget(attack, &classifier, &batch).unwrap();
     }
 }
@@ -84,10 +141,15 @@ fn every_attack_finds_the_worst_image_of_a_linear_classifier() {
 
 #[test]
 fn no_sample_depends_on_order_shard_or_neighbours() {
-    for name in ["fgsm", "bim-4", "pgd-4x3", "mim-4", "noise"] {
-        let attack: AttackSpec = name.parse().unwrap();
-        check_independence(&attack, Norm::Linf, 0.02).unwrap();
-        check_independence(&attack, Norm::L2, 0.3).unwrap();
+    for (attack, norm) in attacks_in_norms() {
+        let epsilon = match norm {
+            Norm::Linf => 0.02,
+            Norm::L2 => 0.3,
+            Norm::L1 => 3.0,
+            Norm::L0 => 6.0,
+        };
+        check_independence(&attack, norm, epsilon)
+            .unwrap_or_else(|problem| panic!("{attack} {norm}: {problem}"));
     }
 }
 
@@ -153,8 +215,8 @@ impl Classifier for Masked {
 #[test]
 fn zero_and_undefined_gradients_give_finite_images() {
     let samples = Samples::random(4, &[1, 3, 3], 3, -0.1, 1);
-    for (attack, norm) in attacks().iter().flat_map(|attack| NORMS.map(|norm| (attack, norm))) {
-        let batch = samples.batch(budget(norm, 0.1), Objective::CrossEntropy);
+    for (attack, norm) in &attacks_in_norms() {
+        let batch = samples.batch(budget(*norm, 0.1), Objective::CrossEntropy);
         for undefined in [false, true] {
             check_budget(attack, &Masked { undefined }, &batch).unwrap();
             run_all(attack, &Masked { undefined }, &batch, false).unwrap();
@@ -187,7 +249,7 @@ fn bad_input_is_an_error_for_every_attack() {
         Tensor::from_slice(&[0_i64, -1]),
         Tensor::from_slice(&[0_f32, 1.0]),
     ];
-    for attack in attacks() {
+    for attack in attacks().into_iter().filter(|attack| applies(attack, Norm::Linf, good.objective)) {
         let batches = (images.iter().map(|images| Batch { images, ..good }))
             .chain(labels.iter().map(|labels| Batch { labels, ..good }))
             .chain([Batch { ids: &[1], ..good }]);

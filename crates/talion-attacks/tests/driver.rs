@@ -106,7 +106,8 @@ fn progress_is_told_and_stops_the_run() {
     })
     .unwrap();
     assert!(
-        seen.windows(2).all(|pair| pair[0].done <= pair[1].done && pair[0].passes.forward < pair[1].passes.forward)
+        seen.windows(2)
+            .all(|pair| pair[0].done <= pair[1].done && pair[0].passes.forward < pair[1].passes.forward)
     );
     let last = seen.last().unwrap();
     assert_eq!((last.done, last.total, last.passes), (40, 40, outcome.passes));
@@ -123,7 +124,8 @@ fn progress_is_told_and_stops_the_run() {
 fn no_samples_are_no_work() {
     let (classifier, samples, budget) = setting();
     let none = samples.pick(&[]);
-    let outcome = run_all(&Bim::default(), &classifier, &none.batch(budget, Objective::Margin), false).unwrap();
+    let outcome =
+        run_all(&Bim::default(), &classifier, &none.batch(budget, Objective::Margin), false).unwrap();
     assert_eq!(outcome.adversarial.size(), [0, 3, 9, 9]);
     assert_eq!(outcome.predicted.size(), [0]);
     let predictions = predict_all(&classifier, &none.images).unwrap();

@@ -216,11 +216,13 @@ impl Budget {
                 // Signed exponential draws, divided by their sum, are uniform on the sphere; one more draw in the sum
                 // makes them uniform in the ball (Barthe et al. 2005).
                 let signed = crate::uniform_noise(row, ids, seed, purpose, restart);
-                let exponential = |uniform: Tensor| -Tensor::from(1.0_f32).g_sub(&uniform).clamp_min(1e-7).log();
+                let exponential =
+                    |uniform: Tensor| -Tensor::from(1.0_f32).g_sub(&uniform).clamp_min(1e-7).log();
                 let size = exponential(signed.abs());
                 let inner = crate::uniform_noise(&[1], ids, seed, &format!("{purpose}/radius"), restart);
                 let inner = exponential((inner + 1.0) / 2.0);
-                let sum = size.flatten(1, -1).sum_dim_intlist([1].as_slice(), false, None) + inner.flatten(0, -1);
+                let sum =
+                    size.flatten(1, -1).sum_dim_intlist([1].as_slice(), false, None) + inner.flatten(0, -1);
                 signed.sign() * &size / per_row(&sum.clamp_min(1e-12), &size) * self.epsilon
             }
             // the largest of independent draws lie at random places

@@ -39,6 +39,10 @@ enum Command {
     Data(commands::data::DataArgs),
     /// Train a classifier, or a restoration network for one.
     Train(commands::train::TrainArgs),
+    /// Attack a classifier and keep the adversarial images.
+    Attack(commands::attack::AttackArgs),
+    /// List all attacks: names, norms, what they see, what they cost, where they come from.
+    Attacks(commands::attack::AttacksArgs),
     /// Measure a classifier bare and defended, under attacks that do not see the defence and under ones that do.
     Evaluate(commands::evaluate::EvaluateArgs),
     /// Restore image files.
@@ -54,6 +58,8 @@ fn main() -> ExitCode {
         Command::Demo(args) => commands::demo::run(&args, json),
         Command::Data(args) => commands::data::run(&args, json),
         Command::Train(args) => commands::train::run(&args, json),
+        Command::Attack(args) => commands::attack::run(&args, json),
+        Command::Attacks(args) => commands::attack::list(&args, json),
         Command::Evaluate(args) => commands::evaluate::run(&args, json),
         Command::Restore(args) => commands::restore::run(&args, json),
         Command::Reproduce(args) => commands::reproduce::run(&args, json),

@@ -34,6 +34,7 @@ fn help_teaches() {
         &["train", "classifier", "--help"],
         &["train", "trn", "--help"],
         &["evaluate", "--help"],
+        &["attack", "--help"],
         &["restore", "--help"],
         &["reproduce", "--help"],
     ] {
@@ -116,5 +117,57 @@ fn bad_input_is_named_and_leaves_nothing_behind() {
         let output = talion(folder.path(), arguments);
         assert!(!output.status.success(), "{arguments:?}");
         assert!(text(&output.stderr).contains(word), "{arguments:?}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn attacks_are_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let listed = text(&talion(folder.path(), &["attacks"]).stdout);
+    for name in ["fgsm", "apgd-t", "fab-t", "square", "cw", "deepfool"] {
+        assert!(listed.contains(name), "{name} is missing:\n{listed}");
+    }
+    let output = talion(folder.path(), &["--json", "attacks"]);
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(all.as_array().unwrap().len() >= 20);
+    assert!(all[0]["cost"]["forward"].as_u64().is_some() && all[0]["attack"]["norms"].is_array());
+}
+
+#[test]
+fn an_attack_keeps_its_images_and_refuses_nonsense_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let good =
+        ["--json", "attack", "pgd-3,square-5", "--images", "6", "--eps", "0.1", "-o", "adv.safetensors"];
+    let output = talion(folder.path(), &good);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["robust"]["total"], 6);
+    assert_eq!(report["stages"][0]["attack"], "pgd-3");
+    assert!(folder.path().join("adv.safetensors").exists());
+    assert!(!folder.path().join("adv.partial").exists());
+
+    // what another run left is neither used nor overwritten
+    std::fs::copy(folder.path().join("adv.safetensors"), folder.path().join("adv.partial")).unwrap();
+    let output = talion(folder.path(), &good);
+    assert!(!output.status.success() && text(&output.stderr).contains("--resume"));
+    let other = ["attack", "fgsm", "--images", "6", "--resume", "-o", "adv.safetensors"];
+    let output = talion(folder.path(), &other);
+    assert!(!output.status.success() && text(&output.stderr).contains("other settings"));
+    // the same settings go on: here there is nothing left to do
+    let resumed: Vec<&str> = good.iter().copied().chain(["--resume"]).collect();
+    let output = talion(folder.path(), &resumed);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    for (wrong, says) in [
+        (&["attack", "pdg-20"][..], "pdg-20"),
+        (&["attack", "pgd-2", "--eps=-1"], "epsilon"),
+        (&["attack", "pgd-2", "--norm", "l7"], "l7"),
+        (&["attack", "square-5", "--norm", "l0"], "L0"),
+        (&["attack", "apgd-ce-2", "--target", "77"], "label"),
+        (&["attack", "pgd-2", "--images", "0"], "images"),
+    ] {
+        let output = talion(folder.path(), wrong);
+        let said = text(&output.stderr);
+        assert!(!output.status.success() && said.contains(says), "{wrong:?}: {said}");
     }
 }

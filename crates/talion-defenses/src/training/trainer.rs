@@ -148,6 +148,7 @@ impl<'a> Trainer<'a> {
         let steps_per_round = self.steps_per_replay * self.config.replays;
         let total = steps_per_round * self.config.rounds;
         let mut step = self.resume(observe)?;
+        let undefended = self.undefended(examined);
         let mut pool = None;
         let mut saved = Instant::now();
         let mut reported = (Instant::now(), step);
@@ -173,7 +174,8 @@ impl<'a> Trainer<'a> {
             }
             if round_ends {
                 let epoch = step / steps_per_round;
-                let metrics = self.measure(epoch, examined);
+                let mut metrics = self.measure(epoch, examined);
+                metrics.extend(undefended.iter().map(|(name, value)| (name.clone(), *value)));
                 self.tell(observe, step, &Event::Validated { epoch, step, metrics })?;
             } else {
                 pool = Some(current);
@@ -183,7 +185,14 @@ impl<'a> Trainer<'a> {
                 saved = Instant::now();
             }
         }
-        self.finish()
+        self.finish(undefended)
+    }
+
+    /// What the bare classifier makes of the same clean images: the price of restoring is measured against it.
+    fn undefended(&self, examined: &[(&'static str, Pool)]) -> Option<(String, f64)> {
+        let (_, pool) = examined.iter().find(|(name, _)| *name == "clean")?;
+        let right = pool.answers.argmax(1, false).eq_tensor(&pool.labels).sum(Kind::Int64).int64_value(&[]);
+        Some(("undefended_clean".to_owned(), right as f64 / pool.len() as f64))
     }
 
     fn out_of_patience(&self, round: u64) -> bool {
@@ -221,8 +230,7 @@ impl<'a> Trainer<'a> {
         let rows = batch.labels.size()[0] as f64;
         let logit = answers.kl_div(&batch.answers, Reduction::Sum, false) / rows;
         let classification = answers.nll_loss(&batch.labels);
-        let loss =
-            pixel * weights.pixel + logit * weights.logit + classification * weights.classification;
+        let loss = pixel * weights.pixel + logit * weights.logit + classification * weights.classification;
         match &change.gate {
             Some(gate) => loss + detection(gate, batch) * weights.detection,
             None => loss,
@@ -386,8 +394,9 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn finish(mut self) -> Result<Trn> {
+    fn finish(mut self, undefended: Option<(String, f64)>) -> Result<Trn> {
         self.parameters.assign(&self.best.weights);
+        self.best.metrics.extend(undefended);
         for (name, value) in &self.best.metrics {
             self.trn.card_mut().metrics.insert(format!("validation_{name}"), *value);
         }

@@ -3,6 +3,8 @@
 use talion_models::channels_last;
 use tch::{Tensor, nn};
 
+use super::texture::{TEXTURES, texture};
+
 /// A convolution with bias that keeps the size, or halves it with `stride` 2.
 pub(super) struct Conv {
     weight: Tensor,
@@ -116,7 +118,8 @@ impl Decoder {
     }
 }
 
-/// Judges from all scales, and from what else is known of each image, whether it has been attacked.
+/// Judges from the finest texture, from the features at all scales, and from what else is known of each image, whether
+/// it has been attacked.
 pub(super) struct Judge {
     hidden: Conv,
     output: Conv,
@@ -127,7 +130,7 @@ const JUDGE_WIDTH: i64 = 32;
 
 impl Judge {
     pub(super) fn new(path: &nn::Path<'_>, widths: &[i64], evidence: i64) -> Self {
-        let inputs = widths.iter().sum::<i64>() + evidence;
+        let inputs = widths.iter().sum::<i64>() + TEXTURES + evidence;
         Self {
             hidden: Conv::new(&(path / "hidden"), inputs, JUDGE_WIDTH, 1, 1),
             output: Conv::new(&(path / "output"), JUDGE_WIDTH, 1, 1, 1),
@@ -135,10 +138,11 @@ impl Judge {
     }
 
     /// # Shapes
-    /// `features` a scale each `[N, W, h, w]`, `evidence` `[N, E]`; the logits `[N, 1, 1, 1]`.
-    pub(super) fn forward(&self, features: &[Tensor], evidence: Option<&Tensor>) -> Tensor {
+    /// `images` `[N, C, H, W]`, `features` a scale each `[N, W, h, w]`, `evidence` `[N, E]`; the logits `[N, 1, 1, 1]`.
+    pub(super) fn forward(&self, images: &Tensor, features: &[Tensor], evidence: Option<&Tensor>) -> Tensor {
         let mut known: Vec<Tensor> =
             features.iter().map(|scale| scale.mean_dim([2_i64, 3].as_slice(), true, None)).collect();
+        known.push(texture(images).unsqueeze(2).unsqueeze(3));
         known.extend(evidence.map(|evidence| evidence.unsqueeze(2).unsqueeze(3)));
         self.output.forward(&self.hidden.forward(&Tensor::cat(&known, 1)).relu_())
     }

@@ -5,6 +5,7 @@ mod fusion;
 mod layers;
 mod network;
 mod spec;
+mod texture;
 
 use std::{collections::BTreeMap, path::Path};
 

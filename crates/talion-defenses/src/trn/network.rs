@@ -102,7 +102,8 @@ impl Network {
                 .map(|(image, (gradient, block))| block.forward(image, gradient))
                 .collect();
         }
-        let gate = self.judge.as_ref().map(|judge| judge.forward(&features, prepared.evidence.as_ref()));
+        let gate =
+            self.judge.as_ref().map(|judge| judge.forward(images, &features, prepared.evidence.as_ref()));
         let residual = match self.decoder.forward(features) {
             Some(residual) => residual.narrow(2, 0, height).narrow(3, 0, width).contiguous(),
             None => images.zeros_like(),

@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+pub mod attack;
 pub mod data;
 pub mod demo;
 pub mod evaluate;

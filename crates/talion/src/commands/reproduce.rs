@@ -52,12 +52,12 @@ impl Profile {
         let standard = Augmentation::standard(spec, data);
         let base = ClassifierTraining { seed, ..ClassifierTraining::default() };
         Ok(match self {
-            // Few epochs cannot pay for strong augmentation: shifts of one pixel only.
+            // Few epochs cannot pay for strong augmentation: shifts of one pixel, and no mirroring.
             Self::Cpu => ClassifierTraining {
-                epochs: 5,
+                epochs: 6,
                 batch_size: 64,
                 peak_rate: 0.05,
-                augmentation: Augmentation { pad: standard.pad.min(1), ..standard },
+                augmentation: Augmentation { pad: standard.pad.min(1), flip: false, ..standard },
                 // small data sets keep most of their images for training
                 validation: 2000.min(data.len() / 8),
                 ..base

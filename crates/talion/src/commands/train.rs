@@ -70,6 +70,9 @@ struct ClassifierArgs {
     /// Pixels that training images are shifted by at most; by default what suits the data set.
     #[arg(long)]
     pad: Option<usize>,
+    /// Do not mirror images, whatever the data set allows.
+    #[arg(long)]
+    no_flip: bool,
     /// Progressive resizing: the share of the side of an image that training starts with, 0.25 to 1 (1: none).
     #[arg(long, default_value_t = 1.0)]
     smallest: f64,
@@ -166,7 +169,7 @@ fn classifier(args: &ClassifierArgs, json: bool) -> CommandResult {
         augmentation: Augmentation {
             cutout: args.cutout,
             pad: args.pad.unwrap_or(standard.pad),
-            ..standard
+            flip: standard.flip && !args.no_flip,
         },
         smallest: args.smallest,
         precision: if args.f32 { Precision::F32 } else { Precision::Auto },
