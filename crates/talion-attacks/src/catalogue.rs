@@ -298,7 +298,7 @@ pub const CATALOGUE: &[Entry] = &[
     Entry {
         kind: "spsa",
         title: "Simultaneous Perturbation Stochastic Approximation",
-        norms: COMMON,
+        norms: ALL,
         sees: Sees::Scores,
         seeks: Seeks::Error,
         targeted: true,

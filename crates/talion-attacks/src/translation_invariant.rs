@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn blurring_keeps_the_sum_of_a_point_and_spreads_it_evenly() {
         let point = Tensor::zeros([1, 2, 9, 9], (Kind::Double, Device::Cpu));
-        point.get(0).get(1).get(4).get(4).fill_(1.0);
+        let _ = point.get(0).get(1).get(4).get(4).fill_(1.0);
         let spread = blurred(&point, 5);
         assert!((spread.sum(Kind::Double).double_value(&[]) - 1.0).abs() < 1e-12);
         assert_eq!(spread.get(0).get(0).abs().max().double_value(&[]), 0.0);
