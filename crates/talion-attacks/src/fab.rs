@@ -94,7 +94,7 @@ impl Fab {
 
     /// Whether the start of this restart is random.
     fn random(&self, restart: u64) -> bool {
-        if self.targeted { restart % u64::from(self.restarts.max(1)) > 0 } else { restart > 0 }
+        if self.targeted { !restart.is_multiple_of(u64::from(self.restarts.max(1))) } else { restart > 0 }
     }
 
     /// What a step costs on a classifier of so many classes.

@@ -232,6 +232,19 @@ impl Budget {
     }
 }
 
+impl FromStr for Budget {
+    type Err = Error;
+
+    /// Reads `8/255` or `0.03`, which are `Linf`, or a norm and a radius, `l2:0.5`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (norm, epsilon) = match text.split_once(':') {
+            Some((norm, epsilon)) => (norm.parse()?, epsilon),
+            None => (Norm::Linf, text),
+        };
+        Self::new(norm, parse_fraction(epsilon)?)
+    }
+}
+
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let levels = self.epsilon * 255.0;
@@ -381,6 +394,9 @@ mod tests {
     #[test]
     fn texts_round_trip() {
         assert_eq!(parse_fraction("8/255").unwrap(), 8.0 / 255.0);
+        assert_eq!("8/255".parse::<Budget>().unwrap(), Budget::linf_levels(8.0).unwrap());
+        assert_eq!("l2:0.5".parse::<Budget>().unwrap(), Budget::new(Norm::L2, 0.5).unwrap());
+        assert!("l3:0.5".parse::<Budget>().is_err() && "l2:".parse::<Budget>().is_err());
         assert_eq!(parse_fraction("0.1").unwrap(), 0.1);
         assert!(
             parse_fraction("8/0").is_err() && parse_fraction("x").is_err() && parse_fraction("nan").is_err()

@@ -112,3 +112,20 @@ fn names_round_trip() {
         assert!(wrong.parse::<EstimatorSpec>().is_err(), "{wrong}");
     }
 }
+
+#[test]
+fn the_oracle_takes_the_place_of_one_map_and_says_so() {
+    let classifier = Smooth::new(1, 12, Kind::Float);
+    let x = images(3, 1, 12, 12);
+    let predicted = classifier.predict(&x);
+    for name in ["predicted", "coarse1"] {
+        let told = busy_network(name, 1).with_oracle().unwrap();
+        assert_eq!(told.card().spec.estimator.to_string(), "oracle");
+        let maps =
+            |labels: &Tensor| told.prepare(&classifier, &x, MapGraph::Constant, Some(labels)).maps.unwrap();
+        assert_ne!(maps(&predicted), maps(&(&predicted + 1).remainder(CLASSES)), "{name}");
+    }
+    for name in ["none", "walk-back", "top3", "learned"] {
+        assert!(busy_network(name, 1).with_oracle().is_err(), "{name}");
+    }
+}

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use serde::Serialize;
-use talion_attacks::{Batch, RunOptions, predict_all, run};
+use talion_attacks::{Batch, RunOptions, micro_batch, predict_all, run};
 use talion_core::{Classifier, Error, Objective, Result};
-use talion_defenses::{Defended, GradientMode, Trn};
+use talion_defenses::{Defended, EstimatorSpec, GradientMode, Trn, gradient_map::MapGraph};
 use tch::{Kind, Tensor};
 
 use crate::{Plan, Proportion, Setting};
@@ -101,13 +101,17 @@ fn measure(
         Ok::<_, Error>(outcome.adversarial)
     };
     let mut measured = Vec::new();
+    let diagnosed = |contender: &Contender<'_>| {
+        contender.trn.is_some_and(|trn| trn.card().spec.estimator == EstimatorSpec::Oracle)
+    };
     if setting.threat == GradientMode::Oblivious {
         let adversarial = attack(classifier)?;
         for contender in contenders {
             measured.push(judge(classifier, contender, &adversarial, labels)?);
         }
     } else {
-        for contender in contenders {
+        // nobody can deploy the oracle, so nobody attacks it
+        for contender in contenders.iter().filter(|contender| !diagnosed(contender)) {
             let adversarial = match contender.trn {
                 Some(trn) => attack(&Defended::new(classifier, trn, setting.threat)?)?,
                 None => attack(classifier)?,
@@ -131,6 +135,9 @@ fn judge(
     labels: &Tensor,
 ) -> Result<Measured> {
     let predictions = match contender.trn {
+        Some(trn) if trn.card().spec.estimator == EstimatorSpec::Oracle => {
+            predict_all(classifier, &restored_by_oracle(classifier, trn, images, labels))?
+        }
         Some(trn) => predict_all(&Defended::new(classifier, trn, GradientMode::Exact)?, images)?,
         None => predict_all(classifier, images)?,
     };
@@ -139,4 +146,21 @@ fn judge(
     let count = right.iter().filter(|&&right| right).count() as u64;
     let accuracy = Proportion { count, total: right.len() as u64 };
     Ok(Measured { name: contender.name.clone(), accuracy, right })
+}
+
+/// Restorations by a network that is told the true labels.
+fn restored_by_oracle(classifier: &dyn Classifier, trn: &Trn, images: &Tensor, labels: &Tensor) -> Tensor {
+    let device = classifier.device();
+    let size = micro_batch(device) as i64;
+    let rows = images.size().first().copied().unwrap_or(0);
+    let mut parts = vec![images.narrow(0, 0, 0).to_device(device)];
+    for start in (0..rows).step_by(size as usize) {
+        let part = |tensor: &Tensor| tensor.narrow(0, start, size.min(rows - start)).to_device(device);
+        let (images, labels) = (part(images), part(labels));
+        parts.push(tch::no_grad(|| {
+            let prepared = trn.prepare(classifier, &images, MapGraph::Constant, Some(&labels));
+            trn.restore_prepared(&images, &prepared)
+        }));
+    }
+    Tensor::cat(&parts, 0)
 }

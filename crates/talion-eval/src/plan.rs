@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use talion_attacks::AttackSpec;
-use talion_core::{Budget, Error, Norm, Result, parse_fraction};
+use talion_core::{Budget, Error, Result};
 use talion_defenses::GradientMode;
 
 /// One attack at one budget by an attacker with one view of the defence.
@@ -35,11 +35,7 @@ impl FromStr for Setting {
             what.strip_prefix(&mode.to_string())?.strip_prefix(':').map(|attack| (mode, attack))
         });
         let (threat, attack) = threat.unwrap_or((GradientMode::Oblivious, what));
-        let (norm, epsilon) = match budget.split_once(':') {
-            Some((norm, epsilon)) => (norm.parse()?, epsilon),
-            None => (Norm::Linf, budget),
-        };
-        Ok(Self { threat, attack: attack.parse()?, budget: Budget::new(norm, parse_fraction(epsilon)?)? })
+        Ok(Self { threat, attack: attack.parse()?, budget: budget.parse()? })
     }
 }
 

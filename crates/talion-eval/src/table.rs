@@ -21,6 +21,8 @@ pub fn markdown(rows: &[Row]) -> String {
             }
         };
         line.extend(row.measured.iter().map(|measured| measured.accuracy.to_string()));
+        // contenders that nobody attacked in this row come last
+        line.resize(cells[0].len().max(line.len()), "-".to_owned());
         cells.push(line);
     }
     aligned(&cells)

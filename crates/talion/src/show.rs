@@ -5,7 +5,7 @@ use std::path::Path;
 use indicatif::ProgressBar;
 use talion_attacks::{Attack, AttackSpec, Batch};
 use talion_core::{Budget, Classifier, Error, Objective, Result, write_atomically};
-use talion_defenses::gradient_map::MapGraph;
+use talion_defenses::{EstimatorSpec, gradient_map::MapGraph};
 use talion_eval::{Contender, Plan, Row, Scene, evaluate, gallery};
 use tch::Tensor;
 
@@ -21,7 +21,9 @@ pub fn measured(networks: &Networks, samples: &Samples, plan: &Plan) -> Result<V
     if let Some(trn) = &networks.one_stream {
         contenders.push(Contender { name: "one-stream".into(), trn: Some(trn) });
     }
-    contenders.push(Contender { name: "TRN".into(), trn: Some(&networks.trn) });
+    let oracle = networks.trn.card().spec.estimator == EstimatorSpec::Oracle;
+    let name = if oracle { "TRN told the truth (ORACLE)" } else { "TRN" };
+    contenders.push(Contender { name: name.into(), trn: Some(&networks.trn) });
     let mut current: Option<(String, ProgressBar)> = None;
     let rows = evaluate(
         &networks.classifier,
@@ -53,6 +55,11 @@ pub const OBLIVIOUS_WARNING: &str = "\
 Read this before quoting a figure: the OBLIVIOUS attacks above do not see the defence. They are crafted on the bare
 classifier, as in the TRN paper. An attacker who knows the defence differentiates through it (the KNOWS rows), and
 against that attacker the defence is as good as the lowest of those rows, not better.";
+
+/// What has to be said beside every figure of a network that is told the true labels.
+pub const ORACLE_WARNING: &str = "\
+ORACLE: the last column was told the true label of every image. No defender has it. These figures diagnose the gradient
+map estimator; they are not the accuracy of a defence.";
 
 /// Draws `count` of the samples under `attack`, failures of the defence first, and writes the picture.
 pub fn draw(

@@ -105,12 +105,7 @@ fn ingredient(text: &str) -> Result<Ingredient> {
             what,
         )
     })?;
-    let (norm, epsilon) = match budget.split_once(':') {
-        Some((norm, epsilon)) => (norm.parse()?, epsilon),
-        None => (Norm::Linf, budget),
-    };
-    let budget = Budget::new(norm, parse_fraction(epsilon)?)?;
-    Ok(Ingredient { attack: Some((name.parse()?, budget)), weight })
+    Ok(Ingredient { attack: Some((name.parse()?, budget.parse()?)), weight })
 }
 
 impl TryFrom<String> for Mixture {

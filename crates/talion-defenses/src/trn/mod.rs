@@ -18,7 +18,7 @@ pub use change::Change;
 pub use fusion::Fusion;
 pub use spec::TrnSpec;
 
-use crate::gradient_map::{self, GradientMapEstimator, MapContext, MapGraph};
+use crate::gradient_map::{self, EstimatorSpec, GradientMapEstimator, MapContext, MapGraph, Oracle};
 use network::{Network, Streams};
 
 /// What a TRN file says of itself, kept in the file's header.
@@ -196,6 +196,24 @@ impl Trn {
     /// Its variables, for a training loop.
     pub fn store(&self) -> &nn::VarStore {
         &self.store
+    }
+
+    /// This network with its one map taken at the true label, which no defender has: for diagnosis only. The card's
+    /// estimator becomes `oracle`, so that everything computed from it says so.
+    ///
+    /// # Errors
+    /// If the network was not trained on one map at one label (`predicted`, `coarse1` to `coarse4`).
+    pub fn with_oracle(mut self) -> Result<Self> {
+        if !matches!(self.card.spec.estimator, EstimatorSpec::Predicted | EstimatorSpec::Coarse { .. }) {
+            return Err(Error::Refused(format!(
+                "the oracle can only take the place of one map at one label (estimators predicted and coarse1 to \
+                 coarse4), and this network was trained with {}",
+                self.card.spec.estimator
+            )));
+        }
+        self.card.spec.estimator = EstimatorSpec::Oracle;
+        self.estimator = Some(Box::new(Oracle));
+        Ok(self)
     }
 
     /// Number of weights, the first pass included.

@@ -14,7 +14,7 @@ use crate::{
     failure::CommandResult,
     monitor::catch_interrupts,
     samples::Samples,
-    show::{OBLIVIOUS_WARNING, measured},
+    show::{OBLIVIOUS_WARNING, ORACLE_WARNING, measured},
 };
 
 /// Measure a classifier bare and defended, under attacks that do not see the defence and under ones that do.
@@ -32,6 +32,10 @@ pub struct EvaluateArgs {
     /// The one-stream twin, for comparison.
     #[arg(long, value_name = "FILE")]
     one_stream: Option<PathBuf>,
+    /// Diagnosis: replace the TRN's map by that of the true label, which no defender has. Only for networks trained with
+    /// the estimators predicted and coarse1 to coarse4; every output says so.
+    #[arg(long)]
+    oracle: bool,
     /// Data set to take test images from; by default the bundled sample.
     #[arg(long)]
     data: Option<DatasetSpec>,
@@ -56,8 +60,11 @@ pub struct EvaluateArgs {
 pub fn run(args: &EvaluateArgs, json: bool) -> CommandResult {
     catch_interrupts();
     let device = Device::cuda_if_available();
-    let networks =
+    let mut networks =
         Networks::load(args.model.as_deref(), args.one_stream.as_deref(), args.trn.as_deref(), device)?;
+    if args.oracle {
+        networks.trn = networks.trn.with_oracle()?;
+    }
     let data = match &args.data {
         Some(spec) => talion_data::load(spec, Split::Test, None)?,
         None => talion_data::fashion_mnist_sample()?,
@@ -71,7 +78,7 @@ pub fn run(args: &EvaluateArgs, json: bool) -> CommandResult {
     let rows = measured(&networks, &samples, &plan)?;
     let report = json!({
         "data": data.name(), "images": samples.ids.len(), "seed": args.seed, "rows": rows,
-        "adaptive": plan.is_adaptive(), "trn": networks.trn.card(), "classifier": networks.classifier.card(),
+        "adaptive": plan.is_adaptive(), "oracle": args.oracle, "trn": networks.trn.card(), "classifier": networks.classifier.card(),
     });
     if let Some(path) = &args.output {
         write_atomically(path, report.to_string().as_bytes())?;
@@ -82,6 +89,9 @@ pub fn run(args: &EvaluateArgs, json: bool) -> CommandResult {
     }
     println!("{}, first {} test images, accuracy in % (95 % interval)\n", data.name(), samples.ids.len());
     println!("{}", markdown(&rows));
+    if args.oracle {
+        println!("{ORACLE_WARNING}\n");
+    }
     if plan.is_adaptive() {
         println!("{OBLIVIOUS_WARNING}");
     } else {

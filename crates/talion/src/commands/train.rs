@@ -121,6 +121,9 @@ struct TrnArgs {
     /// Rounds.
     #[arg(long, default_value_t = 3)]
     rounds: u64,
+    /// Stop after so many rounds without a better validation score; without it all rounds are trained.
+    #[arg(long)]
+    patience: Option<u64>,
     /// Highest learning rate of the one-cycle schedule.
     #[arg(long, default_value_t = 2e-3)]
     rate: f64,
@@ -218,6 +221,7 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
         pool: args.pool,
         replays: args.replays,
         rounds: args.rounds,
+        patience: args.patience,
         peak_rate: args.rate,
         augmentation: trained.augmentation,
         seed: args.seed,
