@@ -6,8 +6,8 @@ use serde::Serialize;
 use talion_core::Norm;
 
 use crate::{
-    Apgd, ApgdLoss, Attack, Bim, Cw, Ddn, DeepFool, DiFgsm, Ead, EotPgd, Fab, Fgsm, Fmn, Jsma, Mim, NiFgsm,
-    Noise, Pgd, SiNiFgsm, Spsa, Square, TiFgsm, VmiFgsm, spec::Settings,
+    Apgd, ApgdLoss, Attack, Bim, Cw, Ddn, DeepFool, DiFgsm, Ead, EotPgd, Fab, Fgsm, Fmn, HopSkipJump, Jsma,
+    Mim, NiFgsm, Noise, Pgd, SiNiFgsm, Spsa, Square, TiFgsm, VmiFgsm, spec::Settings,
 };
 
 /// What an attack sees of the classifier.
@@ -20,6 +20,8 @@ pub enum Sees {
     Gradients,
     /// Logits, no gradients.
     Scores,
+    /// The predicted class alone.
+    Classes,
 }
 
 /// What an attack is after.
@@ -310,6 +312,22 @@ pub const CATALOGUE: &[Entry] = &[
                 pairs: name.count("pairs", usual.pairs),
                 delta: name.number("delta").unwrap_or(usual.delta),
                 step: name.number("step"),
+            }))
+        },
+    },
+    Entry {
+        kind: "hsj",
+        title: "HopSkipJump",
+        norms: COMMON,
+        sees: Sees::Classes,
+        seeks: Seeks::SmallestChange,
+        targeted: true,
+        paper: "Chen et al., S&P 2020",
+        build: |name| {
+            let usual = HopSkipJump::default();
+            Some(Arc::new(HopSkipJump {
+                queries: name.steps(usual.queries),
+                around: name.count("around", usual.around),
             }))
         },
     },

@@ -38,6 +38,7 @@ fn attacks() -> Vec<AttackSpec> {
         "fab-6",
         "fab-t-6:targets=2",
         "square-20",
+        "hsj-60:around=4",
         "cw-10:search=3",
         "ead-10:search=2",
         "ddn-10",
