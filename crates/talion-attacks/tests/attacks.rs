@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use talion_attacks::{
     Attack, AttackSpec, Attempt, Batch, Bim, CATALOGUE, Conditions, Fgsm, Mim, Noise, Passes, Pgd, Rows,
 };
-use talion_core::{Budget, Classifier, Norm, Objective, Result};
+use talion_core::{Budget, Classifier, InputGradient, Norm, Objective, Result};
 use tch::{Device, Kind, Tensor};
 
 const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
@@ -169,6 +169,28 @@ fn stronger_attacks_have_higher_losses_and_all_beat_noise() {
         for name in ["bim-10", "pgd-20", "mim-10"] {
             assert!(fgsm < loss(name), "{norm} {name}: {fgsm}");
         }
+    }
+}
+
+#[test]
+fn a_larger_budget_fools_more() {
+    let classifier = ConvNet::random(5, 3, 8.0, 3);
+    let samples = Samples::random(32, &[3, 9, 9], 5, -0.05, 4);
+    let samples = Samples { labels: classifier.predict(&samples.images), ..samples };
+    for (attack, norm) in attacks_in_norms() {
+        let (small, large) = match norm {
+            Norm::Linf => (0.002, 0.1),
+            Norm::L2 => (0.02, 2.0),
+            Norm::L1 => (0.1, 20.0),
+            Norm::L0 => (1.0, 100.0),
+        };
+        let fooled = |epsilon| {
+            let batch = samples.batch(budget(norm, epsilon), Objective::CrossEntropy);
+            let outcome = run_all(&attack, &classifier, &batch, true).unwrap();
+            outcome.success.to_kind(Kind::Int64).sum(Kind::Int64).int64_value(&[])
+        };
+        let (few, many) = (fooled(small), fooled(large));
+        assert!(few <= many && many > 0, "{attack} {norm}: {few} at {small}, {many} at {large}");
     }
 }
 
@@ -418,4 +440,153 @@ fn a_mutant_that_leaves_the_budget_is_refused_by_the_driver() {
         assert!(error.contains("left the budget"), "{error}");
     }
     assert!(run_all(&Fgsm {}, &classifier, &batch, false).is_ok());
+}
+
+/// Any attack, broken from outside.
+struct Spoiled {
+    attack: AttackSpec,
+    flaw: Flaw,
+}
+
+/// An attempt of a spoiled attack.
+struct SpoiledAttempt {
+    attempt: Box<dyn Attempt>,
+    original: Tensor,
+    flaw: Flaw,
+}
+
+/// A classifier whose gradients point the wrong way.
+struct Reversed<'a>(&'a dyn Classifier);
+
+impl Classifier for Reversed<'_> {
+    fn classes(&self) -> i64 {
+        self.0.classes()
+    }
+
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.0.logits(images)
+    }
+
+    fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
+        let found = self.0.loss_gradient(images, loss);
+        // the loss too: an attack that keeps its best image must not be saved by that
+        InputGradient { gradient: -found.gradient, loss: -found.loss, ..found }
+    }
+}
+
+impl Attack for Spoiled {
+    fn name(&self) -> String {
+        format!("{} {:?}", self.attack, self.flaw)
+    }
+
+    fn cost(&self) -> Passes {
+        self.attack.cost()
+    }
+
+    fn begin(&self, batch: &Batch<'_>, conditions: &Conditions<'_>) -> Result<Box<dyn Attempt>> {
+        let swapped = batch.labels.eq(0).to_kind(Kind::Int64);
+        let labels = if matches!(self.flaw, Flaw::SwappedLabel) { &swapped } else { batch.labels };
+        let attempt = self.attack.begin(&Batch { labels, ..*batch }, conditions)?;
+        Ok(Box::new(SpoiledAttempt { attempt, original: batch.images.copy(), flaw: self.flaw }))
+    }
+}
+
+impl Attempt for SpoiledAttempt {
+    fn step(&mut self, classifier: &dyn Classifier) -> Result<()> {
+        match self.flaw {
+            Flaw::WrongSign => self.attempt.step(&Reversed(classifier)),
+            _ => self.attempt.step(classifier),
+        }
+    }
+
+    fn state(&mut self) -> Vec<&mut Tensor> {
+        let mut state = self.attempt.state();
+        state.push(&mut self.original);
+        state
+    }
+
+    fn finished(&self) -> Tensor {
+        self.attempt.finished()
+    }
+
+    fn adversarial(&self) -> Tensor {
+        let adversarial = self.attempt.adversarial();
+        match self.flaw {
+            Flaw::NoProjection => (&self.original + (adversarial - &self.original) * 2.0).clamp(0.0, 1.0),
+            Flaw::HalfBudget => (adversarial + &self.original) * 0.5,
+            _ => adversarial,
+        }
+    }
+
+    fn passes(&self) -> Passes {
+        self.attempt.passes()
+    }
+}
+
+#[test]
+fn the_checks_find_broken_pgd_and_apgd() {
+    for (name, norm) in ["pgd-20", "apgd-ce-20"].into_iter().flat_map(|name| NORMS.map(|norm| (name, norm))) {
+        let spoiled = |flaw| Spoiled { attack: name.parse().unwrap(), flaw };
+        check_all(&spoiled(Flaw::None), norm).unwrap_or_else(|problem| panic!("{name} {norm}: {problem}"));
+        for flaw in [Flaw::WrongSign, Flaw::NoProjection, Flaw::SwappedLabel, Flaw::HalfBudget] {
+            assert!(check_all(&spoiled(flaw), norm).is_err(), "no check finds {flaw:?} in {name} {norm}");
+        }
+    }
+}
+
+/// Two classes a row: a network's features, read along the line from the benign image's to those of a planted image in
+/// its ball, which is by construction of the other class.
+struct Planted {
+    net: ConvNet,
+    direction: Tensor,
+    threshold: Tensor,
+}
+
+impl Planted {
+    fn new(samples: &Samples, budget: Budget) -> Self {
+        let net = ConvNet::random(24, 3, 8.0, 3);
+        let planted = Noise {}.perturb(&net, &samples.batch(budget, Objective::CrossEntropy)).unwrap();
+        let (benign, wrong) = (net.logits(&samples.images), net.logits(&planted));
+        let direction = &wrong - &benign;
+        let along = |features: &Tensor| (features * &direction).sum_dim_intlist(1_i64, false, Kind::Float);
+        // so near the planted image that hardly any other random one lies beyond
+        let threshold = along(&benign) * 0.1 + along(&wrong) * 0.9;
+        Self { net, direction, threshold }
+    }
+}
+
+impl Classifier for Planted {
+    fn classes(&self) -> i64 {
+        2
+    }
+
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let along = (self.net.logits(images) * &self.direction).sum_dim_intlist(1_i64, false, Kind::Float);
+        let beyond = (along - &self.threshold) * 10.0;
+        Tensor::stack(&[&-&beyond, &beyond], 1)
+    }
+}
+
+/// The active test of Zimmermann et al., "Increasing Confidence in Adversarial Robustness Evaluations", NeurIPS 2022: there is
+/// an adversarial image in every ball, and an attack that does not find it says nothing where it finds none.
+#[test]
+fn attacks_find_what_was_planted() {
+    let samples = Samples::random(24, &[3, 9, 9], 2, 0.1, 4);
+    let samples = Samples { labels: samples.labels.zeros_like(), ..samples };
+    for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.5)] {
+        let budget = budget(norm, epsilon);
+        let planted = Planted::new(&samples, budget);
+        assert_eq!(planted.predict(&samples.images), samples.labels);
+        let share = |name: &str| {
+            let attack: AttackSpec = name.parse().unwrap();
+            // another seed than the planted images'
+            let batch = Batch { seed: 99, ..samples.batch(budget, Objective::CrossEntropy) };
+            let adversarial = attack.perturb(&planted, &batch).unwrap();
+            planted.predict(&adversarial).to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
+        };
+        assert!(share("noise") < 0.35, "{norm}: too easy, {}", share("noise"));
+        for name in ["bim-20", "pgd-20", "mim-20", "apgd-ce-30", "apgd-dlr-30", "fab-30"] {
+            assert!(share(name) >= 0.95, "{norm} {name}: {}", share(name));
+        }
+    }
 }
