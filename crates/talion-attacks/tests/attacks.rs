@@ -40,7 +40,7 @@ fn attacks() -> Vec<AttackSpec> {
         "square-20",
         "hsj-60:around=4",
         "cw-10:search=3",
-        "ead-10:search=2",
+        "ead-15:search=4:rate=0.1",
         "ddn-10",
         "fmn-10",
         "deepfool-10",
