@@ -14,7 +14,7 @@ and input gradients of a network of four convolutions, an average and two linear
 
 Hence [`fn@run`] and [`predict_all`] show a classifier batches of one shape and one layout only: [`micro_batch`] contiguous
 rows, the last batch padded with repetitions of its own rows. The result of a sample then does not depend on the order,
-the number or the sharding of the samples, on an interruption, nor on [`RunOptions`]. It does depend on the kernels: another
+the number or the sharding of the samples, nor on an interruption. It does depend on the kernels: another
 device, processor or libtorch may round differently. Rows of one batch on a GPU were not measured.
 */
 

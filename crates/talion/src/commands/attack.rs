@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use talion_attacks::{
@@ -35,7 +34,7 @@ pub struct AttackArgs {
     /// The classifier; by default the bundled one.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// The restoration network in front of it; `--threat` without it takes the bundled one.
+    /// The restoration network in front of it; the bundled one where the classifier is the bundled one.
     #[arg(long, value_name = "FILE", requires = "model")]
     trn: Option<PathBuf>,
     /// What the attacker differentiates: oblivious (the bare classifier), bpda, detached or exact (through the defence).
@@ -273,8 +272,10 @@ fn attacked(
     let mut done = Done::begin(header, &partial, args.resume)?;
     let objective =
         if args.target.is_some() { Objective::TargetedCrossEntropy } else { Objective::CrossEntropy };
+    let names: Vec<String> = which.attacks(budget.norm()).iter().map(ToString::to_string).collect();
     let progress = bar(total as u64, "attack");
-    for start in (done.fooled.len()..total).step_by(SHARD) {
+    let first = done.fooled.len();
+    for start in (first..total).step_by(SHARD) {
         let rows = SHARD.min(total - start);
         let part = |tensor: &Tensor| tensor.narrow(0, start as i64, rows as i64);
         let batch = Batch {
@@ -286,12 +287,16 @@ fn attacked(
             seed: args.seed,
             restart: 0,
         };
-        if start == 0 {
+        if start == first {
             done.alarms = talion_attacks::alarms(victim, &batch)?;
         }
-        let so_far = done.robust();
+        let (robust, seen) = (done.robust().count as usize, start + rows);
         let cascade = autoattack(which, victim, &batch, &mut |number, stage| {
-            show(&progress, which, number, &so_far, start, rows, &stage, budget.norm());
+            let name = names.get(number).map_or("", String::as_str);
+            // samples that an earlier attack of this shard fooled are done, too
+            progress.set_position((seen - (stage.total - stage.done)) as u64);
+            let robust = robust + stage.total - (stage.done - stage.resisted);
+            progress.set_message(format!("{name}, robust so far {robust} of {seen}"));
             go_on()
         })?;
         done.add(cascade);
@@ -303,26 +308,6 @@ fn attacked(
         std::fs::remove_file(&partial).map_err(Error::io(&partial))?;
     }
     Ok(done)
-}
-
-#[allow(clippy::too_many_arguments, reason = "what a line of progress is made of")]
-fn show(
-    progress: &ProgressBar,
-    which: &AutoAttack,
-    number: usize,
-    so_far: &Proportion,
-    start: usize,
-    rows: usize,
-    stage: &talion_attacks::Progress,
-    norm: Norm,
-) {
-    let attack = which.attacks(norm).get(number).map(ToString::to_string).unwrap_or_default();
-    // samples that an earlier attack of this shard fooled are done, too
-    let finished = start + rows - (stage.total - stage.done);
-    let robust = so_far.count as usize + stage.total - (stage.done - stage.resisted);
-    let seen = start + rows;
-    progress.set_position(finished as u64);
-    progress.set_message(format!("{attack}, robust so far {robust} of {seen}"));
 }
 
 fn report(args: &AttackArgs, which: &AutoAttack, done: &Done, seconds: f64, json: bool) -> CommandResult {
