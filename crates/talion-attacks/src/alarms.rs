@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use talion_core::{Classifier, Objective, Result};
+use talion_core::{Classifier, Objective, Result, gradients_taken};
 use tch::{Kind, Tensor};
 
 use crate::{Batch, micro_batch};
@@ -47,6 +47,63 @@ pub enum Alarm {
         /// Images looked at.
         of: i64,
     },
+    /// Inference takes gradients itself: an attacker who does not differentiate through them attacks something else.
+    GradientInside {
+        /// Gradients taken while the classifier answered once.
+        taken: u64,
+    },
+    /// An attack without gradients fooled samples that no attack with gradients fooled: gradients are masked.
+    BlackBoxBetter {
+        /// The attack without gradients, and its budget.
+        black_box: String,
+        /// The attacks with gradients at the same budget.
+        with_gradients: Vec<String>,
+        /// Samples that only the former fooled.
+        samples: usize,
+        /// Samples.
+        of: usize,
+    },
+    /// One step along the gradient fooled more than several: steps are too large, too small, or gradients mislead.
+    SingleStepBetter {
+        /// The single step, and its budget.
+        single_step: String,
+        /// Samples it fooled.
+        fooled: usize,
+        /// The iterative attack.
+        iterative: String,
+        /// Samples that one fooled.
+        iterative_fooled: usize,
+        /// Samples.
+        of: usize,
+    },
+    /// A larger budget fooled no more, though there was more to fool.
+    LargerBudgetNotBetter {
+        /// The attack.
+        attack: String,
+        /// The smaller budget.
+        budget: String,
+        /// Samples fooled within it.
+        fooled: usize,
+        /// The larger budget.
+        larger: String,
+        /// Samples fooled within that.
+        larger_fooled: usize,
+        /// Samples.
+        of: usize,
+    },
+    /// Twice the steps fooled more: the shorter attack had not converged.
+    NotConverged {
+        /// The shorter attack, and its budget.
+        attack: String,
+        /// Samples it fooled.
+        fooled: usize,
+        /// The longer one.
+        longer: String,
+        /// Samples that one fooled.
+        longer_fooled: usize,
+        /// Samples.
+        of: usize,
+    },
     /// So few classes that losses which compare three or four logits are not defined.
     FewClasses {
         /// Classes.
@@ -80,6 +137,31 @@ impl fmt::Display for Alarm {
                 f,
                 "the gradient is NaN or infinite on {rows} of {of} images; attacks take such values as 0"
             ),
+            Self::GradientInside { taken } => write!(
+                f,
+                "one answer of the classifier takes {taken} gradients inside: only attacks that differentiate through those, \
+                 or that need no gradients, say what it withstands"
+            ),
+            Self::BlackBoxBetter { black_box, with_gradients, samples, of } => write!(
+                f,
+                "{black_box}, which needs no gradients, fooled {samples} of {of} samples that {} did not: gradients are masked",
+                with_gradients.join(", ")
+            ),
+            Self::SingleStepBetter { single_step, fooled, iterative, iterative_fooled, of } => write!(
+                f,
+                "{single_step} fooled {fooled} of {of} samples, but {iterative} only {iterative_fooled}: gradients mislead, or \
+                 the step size is wrong"
+            ),
+            Self::LargerBudgetNotBetter { attack, budget, fooled, larger, larger_fooled, of } => write!(
+                f,
+                "{attack} fooled {larger_fooled} of {of} samples at {larger}, and {fooled} at {budget}: a larger budget has to \
+                 fool more"
+            ),
+            Self::NotConverged { attack, fooled, longer, longer_fooled, of } => write!(
+                f,
+                "{attack} fooled {fooled} of {of} samples, {longer} {longer_fooled}: the shorter attack has not converged, and \
+                 perhaps neither has the longer"
+            ),
             Self::FewClasses { classes } => {
                 write!(f, "with {classes} classes losses that compare more logits are replaced by the margin")
             }
@@ -109,7 +191,10 @@ pub fn alarms(classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<Vec<Alar
     let images = batch.images.narrow(0, 0, rows).to_device(device).contiguous();
     let labels = batch.labels.narrow(0, 0, rows).to_device(device);
     let answer = || tch::no_grad(|| classifier.logits(&images)).to_kind(Kind::Double);
+    let before = gradients_taken();
     let logits = answer();
+    let taken = gradients_taken() - before;
+    found.extend((taken > 0).then_some(Alarm::GradientInside { taken }));
     found.extend(randomised(&logits, &answer));
     found.extend(probabilities(&logits));
     found.extend(quantised(&logits));

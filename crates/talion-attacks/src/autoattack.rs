@@ -144,7 +144,8 @@ impl Cascade {
 }
 
 /// Runs the attacks of `which`, each from the benign image, on the samples that have resisted so far. `observer` hears of
-/// every step: the number of the attack, and its progress.
+/// every step: the number of the attack, and its progress. With [`RunOptions::until_fooled`] a sample is left alone as soon
+/// as it fools, which changes images, not which samples are fooled.
 ///
 /// # Errors
 /// As [`fn@run`].
@@ -152,6 +153,7 @@ pub fn autoattack(
     which: &AutoAttack,
     classifier: &dyn Classifier,
     batch: &Batch<'_>,
+    options: &RunOptions,
     observer: &mut dyn FnMut(usize, Progress) -> ControlFlow<()>,
 ) -> Result<Cascade> {
     batch.check(classifier.classes())?;
@@ -174,7 +176,8 @@ pub fn autoattack(
         if rows.is_empty() {
             break;
         }
-        let stage = stage(&mut cascade, (number, attack), attacked, batch, &rows, &mut |progress| {
+        let rows = (batch, rows.as_slice());
+        let stage = stage(&mut cascade, (number, attack), attacked, rows, options, &mut |progress| {
             observer(number, progress)
         })?;
         cascade.stages.push(stage);
@@ -190,8 +193,8 @@ fn stage(
     cascade: &mut Cascade,
     (number, attack): (usize, &AttackSpec),
     classifier: &dyn Classifier,
-    batch: &Batch<'_>,
-    rows: &[i64],
+    (batch, rows): (&Batch<'_>, &[i64]),
+    options: &RunOptions,
     observer: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Stage> {
     let started = std::time::Instant::now();
@@ -203,7 +206,7 @@ fn stage(
         ids: &ids,
         ..*batch
     };
-    let outcome = run(attack, classifier, &part, &RunOptions { until_fooled: true }, observer)?;
+    let outcome = run(attack, classifier, &part, options, observer)?;
     let mut fooled = 0;
     for (place, (&row, success)) in rows.iter().zip(Vec::<bool>::try_from(&outcome.success)?).enumerate() {
         if let (true, Some(slot)) = (success, cascade.fooled.get_mut(row as usize)) {

@@ -137,17 +137,38 @@ pub fn run(
 /// # Errors
 /// If the images do not pass [`check_images`], or the logits have the wrong shape or are NaN.
 pub fn predict_all(classifier: &dyn Classifier, images: &Tensor) -> Result<Predictions> {
-    check_images(images)?;
-    let samples: Vec<i64> = (0..images.size()[0]).collect();
-    let mut logits = vec![Tensor::zeros([0, classifier.classes()], (Kind::Float, Device::Cpu))];
-    for rows in samples.chunks(micro_batch(classifier.device())) {
-        let part = select(images, &padded(rows, classifier), classifier.device());
-        let part = checked_logits(classifier, &part)?.narrow(0, 0, rows.len() as i64);
-        logits.push(part.to_device(Device::Cpu).to_kind(Kind::Float));
-    }
-    let logits = Tensor::cat(&logits, 0);
+    let device = classifier.device();
+    let parts = in_micro_batches(images, device, &mut |part| Ok(vec![checked_logits(classifier, part)?]))?;
+    let empty = || Tensor::zeros([0, classifier.classes()], (Kind::Float, Device::Cpu));
+    let logits = parts.into_iter().next().unwrap_or_else(empty).to_kind(Kind::Float);
     let labels = logits.argmax(1, false);
     Ok(Predictions { logits, labels })
+}
+
+/// Shows `images` to `each` in the micro-batches of [`fn@run`], on `device`, and joins what it returns for them: tensors
+/// with a row an image, the same number of them every time. Results are on the CPU; there are none for no images.
+///
+/// # Shapes
+/// `images` `[N, C, H, W]` in `[0, 1]`, on any device; each result has N rows.
+///
+/// # Errors
+/// If the images do not pass [`check_images`], or `each` fails.
+pub fn in_micro_batches(
+    images: &Tensor,
+    device: Device,
+    each: &mut dyn FnMut(&Tensor) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Tensor>> {
+    check_images(images)?;
+    let samples: Vec<i64> = (0..images.size()[0]).collect();
+    let mut joined: Vec<Vec<Tensor>> = Vec::new();
+    for rows in samples.chunks(micro_batch(device)) {
+        let results = each(&select(images, &padded(rows, device), device))?;
+        joined.resize_with(results.len(), Vec::new);
+        for (all, part) in joined.iter_mut().zip(results) {
+            all.push(part.narrow(0, 0, rows.len() as i64).to_device(Device::Cpu));
+        }
+    }
+    Ok(joined.iter().map(|parts| Tensor::cat(parts, 0)).collect())
 }
 
 /// One start of one sample.
@@ -229,7 +250,7 @@ impl<'a> Driver<'a> {
 
     /// Begins the attack on `rows`, at most a micro-batch of them, repeated to fill one.
     fn begin(&self, rows: &[i64], restart: u64) -> Result<Box<dyn Attempt>> {
-        let rows = padded(rows, self.classifier);
+        let rows = padded(rows, self.classifier.device());
         let device = self.classifier.device();
         let ids: Vec<u64> = rows.iter().map(|&row| self.batch.ids[row as usize]).collect();
         let part = Batch {
@@ -312,7 +333,7 @@ impl<'a> Driver<'a> {
     /// Judges images on the attacked classifier itself, whatever the attack believes of them.
     fn judge(&mut self, part: &[(Job, Tensor)]) -> Result<()> {
         let rows: Vec<i64> = part.iter().map(|(job, _)| job.row).collect();
-        let rows = padded(&rows, self.classifier);
+        let rows = padded(&rows, self.classifier.device());
         let device = self.classifier.device();
         let images: Vec<&Tensor> = part.iter().map(|(_, image)| image).cycle().take(rows.len()).collect();
         let images = Tensor::cat(&images, 0).detach();
@@ -395,8 +416,8 @@ impl Best {
 }
 
 /// `rows` repeated in a circle until they fill a micro-batch.
-fn padded(rows: &[i64], classifier: &dyn Classifier) -> Vec<i64> {
-    rows.iter().copied().cycle().take(micro_batch(classifier.device())).collect()
+fn padded(rows: &[i64], device: Device) -> Vec<i64> {
+    rows.iter().copied().cycle().take(micro_batch(device)).collect()
 }
 
 /// The given rows of a tensor, without gradient history, on `device`, in the one memory layout that all batches have.

@@ -29,6 +29,22 @@ impl AttackSpec {
         Self(Arc::new(attack))
     }
 
+    /// Steps of one start; `fgsm`, which has no number in its name, has one. `None` where steps are not what is counted.
+    pub fn steps(&self) -> Option<u32> {
+        let name = self.name();
+        let settings = Settings::split(&name)?;
+        settings.steps.or_else(|| (settings.kind == "fgsm").then_some(1))
+    }
+
+    /// The name less the number of steps: two attacks that agree here differ in that number at most.
+    pub fn without_steps(&self) -> String {
+        let name = self.name();
+        let head = name.split(':').next().unwrap_or_default();
+        let kind = Settings::split(&name).map_or("", |settings| settings.kind);
+        let restarts = head.strip_prefix(kind).and_then(|counts| counts.split_once('x')).map_or("", |(_, x)| x);
+        format!("{kind}x{restarts}{}", name.strip_prefix(head).unwrap_or_default())
+    }
+
     /// What the catalogue says of this kind of attack.
     pub fn entry(&self) -> Option<&'static Entry> {
         let name = self.name();

@@ -1,5 +1,7 @@
 //! What everything in talion attacks, defends and measures.
 
+use std::cell::Cell;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Objective, Result};
@@ -57,6 +59,18 @@ pub trait Classifier {
     }
 }
 
+thread_local! {
+    static GRADIENTS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many times this thread has differentiated a classifier by [`autograd_loss_gradient`] or [`logit_gradients`].
+///
+/// A classifier during whose inference this number grows takes gradients itself, and an attacker has to differentiate
+/// through those.
+pub fn gradients_taken() -> u64 {
+    GRADIENTS.get()
+}
+
 /// [`Classifier::loss_gradient`] by autograd through [`Classifier::logits`], for implementations that override it for
 /// some of their cases.
 ///
@@ -67,6 +81,7 @@ pub fn autograd_loss_gradient<T: Classifier + ?Sized>(
     images: &Tensor,
     loss: &dyn Fn(&Tensor) -> Tensor,
 ) -> InputGradient {
+    GRADIENTS.set(GRADIENTS.get().wrapping_add(1));
     tch::with_grad(|| {
         let images = images.detach().set_requires_grad(true);
         let logits = classifier.logits(&images);
@@ -81,6 +96,7 @@ pub fn autograd_loss_gradient<T: Classifier + ?Sized>(
 /// # Shapes
 /// `images` `[N, C, H, W]`; the logits `[N, K]`, their gradients `[N, K, C, H, W]`, both detached.
 pub fn logit_gradients(classifier: &dyn Classifier, images: &Tensor) -> (Tensor, Tensor) {
+    GRADIENTS.set(GRADIENTS.get().wrapping_add(1));
     tch::with_grad(|| {
         let images = images.detach().set_requires_grad(true);
         let logits = classifier.logits(&images);

@@ -20,7 +20,8 @@ mod stream;
 pub use archive::{Archive, Tensors, write_atomically};
 pub use budget::{Budget, Norm, parse_fraction};
 pub use classifier::{
-    Classifier, InputGradient, autograd_loss_gradient, check_images, check_labels, logit_gradients,
+    Classifier, InputGradient, autograd_loss_gradient, check_images, check_labels, gradients_taken,
+    logit_gradients,
 };
 pub use error::{Error, Result};
 pub use objective::Objective;

@@ -39,6 +39,10 @@ pub struct ClassifierTraining {
     /// it keeps for the last quarter of the epochs; 1 trains at full size throughout.
     #[serde(default = "full_size")]
     pub smallest: f64,
+    /// The attack, with its budget, that training images go through first, in words; `None` for training on images as they
+    /// are. What carries it out is given to [`train_classifier_against`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<String>,
     /// Arithmetic of the convolutions.
     pub precision: Precision,
     /// Training images set aside to measure on.
@@ -61,6 +65,7 @@ impl Default for ClassifierTraining {
             average: None,
             augmentation: Augmentation { pad: 2, flip: true, cutout: 0 },
             smallest: full_size(),
+            adversarial: None,
             precision: Precision::Auto,
             validation: 2000,
             seed: 1,
@@ -111,6 +116,23 @@ impl ClassifierTraining {
     }
 }
 
+/// Training images that are about to be shown, for an attacker to change.
+pub struct Shown<'a> {
+    /// `[N, C, H, W]` in `[0, 1]`, augmented, on the model's device.
+    pub images: &'a Tensor,
+    /// `[N]`, `i64`.
+    pub labels: &'a Tensor,
+    /// The samples' ids.
+    pub ids: &'a [u64],
+    /// The seed of the training run.
+    pub seed: u64,
+    /// How often these samples have been shown before.
+    pub epoch: u64,
+}
+
+/// Attacks images on the model as it is now, with its running statistics.
+pub type Perturb<'a> = dyn Fn(&Model, &Shown<'_>) -> Result<Tensor> + 'a;
+
 /// Images shrunk to a share of their sides, by averaging areas.
 fn shrunk(images: Tensor, share: f64) -> Tensor {
     if share >= 1.0 {
@@ -135,7 +157,29 @@ pub fn train_classifier(
     snapshot: Option<&Path>,
     observe: &mut Observer<'_>,
 ) -> Result<Model> {
+    train_classifier_against(None, config, data, device, snapshot, observe)
+}
+
+/// As [`train_classifier`], on images that `perturb` has attacked: adversarial training (Madry et al., "Towards Deep Learning
+/// Models Resistant to Adversarial Attacks", ICLR 2018, section 2.1). The attack sees the model with its running
+/// statistics, as it will be used. After each epoch the first validation images are attacked, too.
+///
+/// # Errors
+/// As [`train_classifier`]; also if exactly one of `perturb` and `config.adversarial` is given, or the attack fails.
+pub fn train_classifier_against(
+    perturb: Option<&Perturb<'_>>,
+    config: &ClassifierTraining,
+    data: &Dataset,
+    device: Device,
+    snapshot: Option<&Path>,
+    observe: &mut Observer<'_>,
+) -> Result<Model> {
     config.validate()?;
+    if perturb.is_some() != config.adversarial.is_some() {
+        return Err(Error::Refused(
+            "an attack to train against and its name in the configuration come together".into(),
+        ));
+    }
     if data.len() < config.validation + config.batch_size {
         let expected =
             format!("more than validation + batch size = {}", config.validation + config.batch_size);
@@ -143,12 +187,13 @@ pub fn train_classifier(
     }
     let (train, validation) = data.split_validation(config.validation, config.seed).map_err(Error::other)?;
     let run = json!({ "config": config, "data": data.sha256() });
-    let trainer = Trainer::new(config, &train, device, Snapshot::new(snapshot, run))?;
+    let trainer = Trainer::new(config, perturb, &train, device, Snapshot::new(snapshot, run))?;
     trainer.run(&train, &validation, observe)
 }
 
 struct Trainer<'a> {
     config: &'a ClassifierTraining,
+    perturb: Option<&'a Perturb<'a>>,
     model: Model,
     parameters: Parameters,
     optimizer: Optimizer,
@@ -163,10 +208,13 @@ struct Trainer<'a> {
 const REPORT_EVERY: u64 = 10;
 /// Seconds between two snapshots.
 const SNAPSHOT_SECONDS: u64 = 60;
+/// Validation images that are attacked after each epoch of adversarial training.
+const ATTACKED_SAMPLE: usize = 512;
 
 impl<'a> Trainer<'a> {
     fn new(
         config: &'a ClassifierTraining,
+        perturb: Option<&'a Perturb<'a>>,
         train: &Dataset,
         device: Device,
         snapshot: Snapshot,
@@ -197,6 +245,7 @@ impl<'a> Trainer<'a> {
         let steps_per_epoch = (train.len() / config.batch_size) as u64;
         Ok(Self {
             config,
+            perturb,
             model,
             parameters,
             optimizer,
@@ -223,7 +272,7 @@ impl<'a> Trainer<'a> {
                 self.tell(observe, step, &event)?;
             }
             if epoch_ends {
-                let metrics = BTreeMap::from([("accuracy".into(), self.accuracy(validation)?)]);
+                let metrics = self.measure(validation)?;
                 let event = Event::Validated { epoch: step / self.steps_per_epoch, step, metrics };
                 self.tell(observe, step, &event)?;
                 reported.0 = Instant::now();
@@ -259,6 +308,7 @@ impl<'a> Trainer<'a> {
         let images = config.augmentation.apply(train, indices, config.seed, epoch).map_err(Error::other)?;
         let images = shrunk(images.to_device(device), config.share_of_side(epoch));
         let labels = train.label_tensor(indices).map_err(Error::other)?.to_device(device);
+        let images = self.attacked(images, &labels, (train, indices), epoch)?;
         let logits = self.model.forward(&images, Mode::Train, config.precision.kind(device));
         let loss =
             logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Mean, -100, config.label_smoothing);
@@ -269,6 +319,19 @@ impl<'a> Trainer<'a> {
             let _ = tch::no_grad(|| average.lerp_(self.parameters.flat(), 1.0 - decay));
         }
         Ok(loss.detach())
+    }
+
+    /// What the attacker makes of images, if there is one.
+    fn attacked(
+        &self,
+        images: Tensor,
+        labels: &Tensor,
+        (data, indices): (&Dataset, &[usize]),
+        epoch: u64,
+    ) -> Result<Tensor> {
+        let Some(perturb) = self.perturb else { return Ok(images) };
+        let ids: Vec<u64> = indices.iter().map(|&index| data.ids()[index]).collect();
+        perturb(&self.model, &Shown { images: &images, labels, ids: &ids, seed: self.config.seed, epoch })
     }
 
     /// Passes an event on; if the observer wants to stop, saves first.
@@ -288,24 +351,39 @@ impl<'a> Trainer<'a> {
         self.snapshot.save(step, &self.parameters, &self.optimizer, extra)
     }
 
-    fn accuracy(&self, data: &Dataset) -> Result<f64> {
-        let indices: Vec<usize> = (0..data.len()).collect();
+    fn measure(&self, validation: &Dataset) -> Result<BTreeMap<String, f64>> {
+        let all: Vec<usize> = (0..validation.len()).collect();
+        let mut metrics = BTreeMap::from([("accuracy".to_owned(), self.accuracy(validation, &all, false)?)]);
+        if self.perturb.is_some() {
+            let few = &all[..ATTACKED_SAMPLE.min(all.len())];
+            metrics.insert("attacked_accuracy".to_owned(), self.accuracy(validation, few, true)?);
+        }
+        Ok(metrics)
+    }
+
+    fn accuracy(&self, data: &Dataset, indices: &[usize], attacked: bool) -> Result<f64> {
+        let device = self.model.device();
         let mut right = 0;
         for chunk in indices.chunks(self.config.batch_size) {
             let (images, labels) = data.tensor(chunk).map_err(Error::other)?;
-            let predicted = self.model.predict(&images.to_device(self.model.device()));
+            let (mut images, labels) = (images.to_device(device), labels.to_device(device));
+            if attacked {
+                images = self.attacked(images, &labels, (data, chunk), 0)?;
+            }
+            let predicted = self.model.predict(&images);
             let matches = predicted.eq_tensor(&labels.to_device(predicted.device()));
             right += matches.sum(tch::Kind::Int64).int64_value(&[]);
         }
-        Ok(right as f64 / data.len().max(1) as f64)
+        Ok(right as f64 / indices.len().max(1) as f64)
     }
 
     fn finish(mut self, validation: &Dataset) -> Result<Model> {
         if let Some(average) = &self.average {
             self.parameters.assign(average);
         }
-        let accuracy = self.accuracy(validation)?;
-        self.model.card_mut().metrics.insert("validation_accuracy".into(), accuracy);
+        let metrics = self.measure(validation)?;
+        let card = &mut self.model.card_mut().metrics;
+        card.extend(metrics.into_iter().map(|(name, value)| (format!("validation_{name}"), value)));
         self.snapshot.discard()?;
         Ok(self.model.freeze())
     }

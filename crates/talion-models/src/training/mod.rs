@@ -8,7 +8,7 @@ mod snapshot;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-pub use classifier::{ClassifierTraining, train_classifier};
+pub use classifier::{ClassifierTraining, Perturb, Shown, train_classifier, train_classifier_against};
 pub use optimizer::{Optimizer, clip_to_norm, one_cycle};
 pub use parameters::{Parameters, initialise, load_variables, variables};
 pub use snapshot::Snapshot;

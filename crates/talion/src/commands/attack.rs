@@ -6,7 +6,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use talion_attacks::{
-    Alarm, AttackSpec, AutoAttack, Batch, CATALOGUE, Cascade, Entry, Fooled, Stage, autoattack,
+    Alarm, AttackSpec, AutoAttack, Batch, CATALOGUE, Cascade, Entry, Fooled, RunOptions, Stage,
+    Tried, autoattack, comparisons,
 };
 use talion_core::{Archive, Budget, Classifier, Error, Norm, Objective, Result, Tensors, parse_fraction};
 use talion_data::{Dataset, DatasetSpec, Split};
@@ -52,6 +53,10 @@ pub struct AttackArgs {
     /// How large a change may be, in units of the [0, 1] image scale, such as 8/255 or 0.5.
     #[arg(long, default_value = "8/255", value_parser = parse_fraction)]
     eps: f64,
+    /// Take every sample through the whole attack, instead of leaving it alone as soon as it is fooled: for images that
+    /// other classifiers are to face, and for the smallest changes of minimum-norm attacks (with a large --eps).
+    #[arg(long)]
+    whole: bool,
     /// Make every image look like this class (by its number) instead of any wrong one.
     #[arg(long, value_name = "CLASS")]
     target: Option<i64>,
@@ -76,6 +81,7 @@ struct Header {
     threat: GradientMode,
     budget: Budget,
     target: Option<i64>,
+    whole: bool,
     seed: u64,
     images: usize,
     data: String,
@@ -161,6 +167,7 @@ fn header(
         threat: args.threat,
         budget,
         target: args.target,
+        whole: args.whole,
         seed: args.seed,
         images,
         data: data.name().into(),
@@ -253,6 +260,21 @@ impl Done {
         Archive { header: self.header.clone(), tensors }.save(path)
     }
 
+    /// Whether attacks without gradients fooled what those with gradients had left.
+    fn masked(&self) -> Vec<Alarm> {
+        let tried: Vec<Tried> = (0..)
+            .zip(&self.header.attacks)
+            .map(|(number, attack)| Tried {
+                attack: attack.clone(),
+                budget: self.header.budget,
+                fooled: self.fooled.iter().map(|&fooled| fooled == number).collect(),
+            })
+            .collect();
+        let alarms = comparisons(&tried);
+        // in turn, an early attack takes what a later one would have fooled, so nothing else can be compared
+        alarms.into_iter().filter(|alarm| matches!(alarm, Alarm::BlackBoxBetter { .. })).collect()
+    }
+
     fn robust(&self) -> Proportion {
         let count = self.fooled.iter().filter(|&&fooled| fooled == NEVER).count() as u64;
         Proportion { count, total: self.fooled.len() as u64 }
@@ -274,6 +296,7 @@ fn attacked(
         if args.target.is_some() { Objective::TargetedCrossEntropy } else { Objective::CrossEntropy };
     let names: Vec<String> = which.attacks(budget.norm()).iter().map(ToString::to_string).collect();
     let progress = bar(total as u64, "attack");
+    let options = RunOptions { until_fooled: !args.whole };
     let first = done.fooled.len();
     for start in (first..total).step_by(SHARD) {
         let rows = SHARD.min(total - start);
@@ -291,7 +314,7 @@ fn attacked(
             done.alarms = talion_attacks::alarms(victim, &batch)?;
         }
         let (robust, seen) = (done.robust().count as usize, start + rows);
-        let cascade = autoattack(which, victim, &batch, &mut |number, stage| {
+        let cascade = autoattack(which, victim, &batch, &options, &mut |number, stage| {
             let name = names.get(number).map_or("", String::as_str);
             // samples that an earlier attack of this shard fooled are done, too
             progress.set_position((seen - (stage.total - stage.done)) as u64);
@@ -303,6 +326,7 @@ fn attacked(
         done.save(samples, &partial)?;
     }
     progress.finish_and_clear();
+    done.alarms.extend(done.masked());
     done.save(samples, &args.output)?;
     if partial.exists() {
         std::fs::remove_file(&partial).map_err(Error::io(&partial))?;

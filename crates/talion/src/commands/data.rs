@@ -8,10 +8,15 @@ use std::{
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use talion_core::{Archive, Tensors};
 use talion_data::{
     DatasetInfo, DatasetName, DatasetSpec, FetchReport, Progress, SheetOptions, Split, data_root, fetch,
     load, write_contact_sheet,
 };
+use tch::{Device, Tensor};
+
+use crate::samples::Samples;
 
 /// Arguments of `talion data`.
 #[derive(Debug, Args)]
@@ -24,6 +29,7 @@ pub struct DataArgs {
 enum DataCommand {
     Fetch(FetchArgs),
     Info(InfoArgs),
+    Export(ExportArgs),
 }
 
 /// Download a public data set and check it
@@ -79,6 +85,30 @@ struct InfoArgs {
     per_class: usize,
 }
 
+/// Write images as one safetensors file, for programs in other languages
+///
+/// The file holds `images` (f32, [N, C, H, W], from 0 to 1), `labels` (i64, [N]) and `ids` (i64, [N]: places in the official
+/// split), the first images of the split in their official order.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  talion data export fashion-mnist --images 1000 -o images.safetensors")]
+struct ExportArgs {
+    /// The data set: NAME, NAME:DIR, folder:DIR or fashion-mnist-sample
+    #[arg(value_name = "DATASET")]
+    dataset: DatasetSpec,
+
+    /// Which part: train or test
+    #[arg(long, default_value = "test")]
+    split: Split,
+
+    /// Number of images; all by default
+    #[arg(long)]
+    images: Option<usize>,
+
+    /// Where to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
 /// Runs `talion data`. Results go to standard output, as JSON if `json`; progress goes to standard error.
 ///
 /// # Errors
@@ -87,6 +117,7 @@ pub fn run(args: &DataArgs, json: bool) -> Result<(), Box<dyn Error>> {
     match &args.command {
         DataCommand::Fetch(args) => run_fetch(args, json),
         DataCommand::Info(args) => run_info(args, json),
+        DataCommand::Export(args) => run_export(args, json),
     }
 }
 
@@ -107,6 +138,40 @@ fn run_info(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
     }
     let info = DatasetInfo::of(&data);
     print(&if json { serde_json::to_string_pretty(&info)? } else { info_text(&info) })
+}
+
+/// What an exported file says of itself.
+#[derive(Serialize, Deserialize)]
+struct ExportHeader {
+    kind: String,
+    data: String,
+    split: String,
+    data_sha256: String,
+    class_names: Vec<String>,
+}
+
+fn run_export(args: &ExportArgs, json: bool) -> Result<(), Box<dyn Error>> {
+    let data = load(&args.dataset, args.split, None)?;
+    let samples = Samples::first(&data, args.images.unwrap_or(data.len()), Device::Cpu)?;
+    let ids: Vec<i64> = samples.ids.iter().map(|id| id.cast_signed()).collect();
+    let header = ExportHeader {
+        kind: "images".into(),
+        data: data.name().into(),
+        split: args.split.to_string(),
+        data_sha256: data.sha256().to_string(),
+        class_names: data.class_names().to_vec(),
+    };
+    let tensors = Tensors::from([
+        ("images".to_owned(), samples.images),
+        ("labels".to_owned(), samples.labels),
+        ("ids".to_owned(), Tensor::from_slice(&ids)),
+    ]);
+    Archive { header, tensors }.save(&args.output)?;
+    print(&if json {
+        serde_json::json!({ "output": args.output, "images": ids.len() }).to_string()
+    } else {
+        format!("{} images of {} written to {}", ids.len(), data.name(), args.output.display())
+    })
 }
 
 /// Prints a result that is already in words.

@@ -11,7 +11,7 @@ use talion_eval::{Plan, Row, markdown};
 use talion_models::{Model, training::ClassifierTraining};
 use tch::Device;
 
-use super::train::{classifier_stage, trn_stage};
+use super::train::{plain_classifier_stage, trn_stage};
 use crate::{
     bundled::Networks,
     failure::CommandResult,
@@ -163,7 +163,7 @@ fn networks(args: &ReproduceArgs, train: &Dataset, folder: &Path, device: Device
         same_run(&path, &model.card().training, &config)?;
         model
     } else {
-        classifier_stage(&config, train, &path)?
+        plain_classifier_stage(&config, train, &path)?
     };
     let cache = folder.join("attacked");
     let one_spec = TrnSpec::one_stream(profile.size(), classifier.card().spec.channels)?;

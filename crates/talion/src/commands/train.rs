@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use talion_core::Error;
+use talion_attacks::{Attack, AttackSpec, Batch};
+use talion_core::{Budget, Error, Objective};
 use talion_data::{Augmentation, Dataset, DatasetSpec, Split};
 use talion_defenses::{
     EstimatorSpec, Trn, TrnSpec,
@@ -11,9 +12,9 @@ use talion_defenses::{
 };
 use talion_models::{
     Architecture, Model,
-    training::{ClassifierTraining, Precision, train_classifier},
+    training::{ClassifierTraining, Perturb, Precision, Shown, train_classifier_against},
 };
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::{
     failure::CommandResult,
@@ -76,6 +77,10 @@ struct ClassifierArgs {
     /// Progressive resizing: the share of the side of an image that training starts with, 0.25 to 1 (1: none).
     #[arg(long, default_value_t = 1.0)]
     smallest: f64,
+    /// Adversarial training: attack every training image first, such as `pgd-7@0.1` or `pgd-10@l2:0.5` (an attack, and its
+    /// budget after @). Takes as many times longer as the attack has steps.
+    #[arg(long, value_name = "ATTACK", value_parser = training_attack)]
+    adversarial: Option<TrainingAttack>,
     /// Always compute in f32, even where the hardware multiplies bf16.
     #[arg(long)]
     f32: bool,
@@ -150,6 +155,39 @@ struct TrnArgs {
     seed: u64,
 }
 
+/// What training images go through before they are shown.
+#[derive(Clone)]
+struct TrainingAttack {
+    attack: AttackSpec,
+    budget: Budget,
+}
+
+impl TrainingAttack {
+    fn name(&self) -> String {
+        format!("{} at {}", self.attack, self.budget)
+    }
+
+    fn perturb(&self, model: &Model, shown: &Shown<'_>) -> Result<Tensor, Error> {
+        let batch = Batch {
+            images: shown.images,
+            labels: shown.labels,
+            ids: shown.ids,
+            budget: self.budget,
+            objective: Objective::CrossEntropy,
+            seed: shown.seed,
+            restart: shown.epoch,
+        };
+        self.attack.perturb(model, &batch)
+    }
+}
+
+fn training_attack(text: &str) -> Result<TrainingAttack, Error> {
+    let (attack, budget) = text.split_once('@').ok_or_else(|| {
+        Error::range("an attack to train against", "an attack and its budget, such as pgd-7@0.1", text)
+    })?;
+    Ok(TrainingAttack { attack: attack.parse()?, budget: budget.parse()? })
+}
+
 /// Runs the command.
 pub fn run(args: &TrainArgs, json: bool) -> CommandResult {
     catch_interrupts();
@@ -175,12 +213,13 @@ fn classifier(args: &ClassifierArgs, json: bool) -> CommandResult {
             flip: standard.flip && !args.no_flip,
         },
         smallest: args.smallest,
+        adversarial: args.adversarial.as_ref().map(TrainingAttack::name),
         precision: if args.f32 { Precision::F32 } else { Precision::Auto },
         validation: args.validation,
         seed: args.seed,
         ..ClassifierTraining::default()
     };
-    let model = classifier_stage(&config, &data, &args.output)?;
+    let model = classifier_stage(&config, args.adversarial.as_ref(), &data, &args.output)?;
     let card = model.card();
     if json {
         println!("{}", serde_json::to_string(card)?);
@@ -259,11 +298,27 @@ pub fn trn_stage(
     Ok(trn)
 }
 
+/// Trains a classifier on images as they are into `output`, going on from a snapshot beside it.
+pub fn plain_classifier_stage(
+    config: &ClassifierTraining,
+    data: &Dataset,
+    output: &Path,
+) -> Result<Model, Error> {
+    classifier_stage(config, None, data, output)
+}
+
 /// Trains a classifier into `output`, going on from a snapshot beside it.
-pub fn classifier_stage(config: &ClassifierTraining, data: &Dataset, output: &Path) -> Result<Model, Error> {
+fn classifier_stage(
+    config: &ClassifierTraining,
+    attack: Option<&TrainingAttack>,
+    data: &Dataset,
+    output: &Path,
+) -> Result<Model, Error> {
     let mut monitor = Monitor::new("classifier", Some(&output.with_extension("metrics.jsonl")))?;
-    let snapshot = output.with_extension("snapshot");
-    let model = train_classifier(config, data, Device::cuda_if_available(), Some(&snapshot), &mut |event| {
+    let (device, snapshot) = (Device::cuda_if_available(), output.with_extension("snapshot"));
+    let perturb = attack.map(|attack| |model: &Model, shown: &Shown<'_>| attack.perturb(model, shown));
+    let perturb = perturb.as_ref().map(|perturb| perturb as &Perturb<'_>);
+    let model = train_classifier_against(perturb, config, data, device, Some(&snapshot), &mut |event| {
         monitor.observe(event)
     })?;
     model.save(output)?;
