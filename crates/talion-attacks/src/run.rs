@@ -13,14 +13,15 @@ and input gradients of a network of four convolutions, an average and two linear
 - **memory layout**: not the same. Channels-last images moved logits by up to 4e-7 against contiguous ones.
 
 Hence [`fn@run`] and [`predict_all`] show a classifier batches of one shape and one layout only: [`micro_batch`] contiguous
-rows, the last batch padded with repetitions of its own rows. The result of a sample then does not depend on the order,
+rows, the last batch padded with repetitions of its own rows. Where there is less to do than fills one, [`fn@run`] looks
+whether this classifier gives the same bits in batches of 8, 16 and 24 rows, and only then goes on with those. The result of a sample then does not depend on the order,
 the number or the sharding of the samples, nor on an interruption. It does depend on the kernels: another
 device, processor or libtorch may round differently. Rows of one batch on a GPU were not measured.
 */
 
 use std::{collections::VecDeque, ops::ControlFlow};
 
-use talion_core::{Classifier, Error, Result, check_images};
+use talion_core::{Classifier, Error, Objective, Result, check_images};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Attack, Attempt, Batch, Conditions, Passes, attempt::admit};
@@ -36,6 +37,11 @@ pub fn micro_batch(device: Device) -> usize {
         _ => 512,
     }
 }
+
+/// Rows of the smallest batch, and by how many batches grow: batches whose size was not a multiple of 8 gave other bits.
+const SMALL_BATCH: usize = 8;
+/// Passes of an attack from which on it is worth looking whether smaller batches will do.
+const WORTH_LOOKING: u64 = 20;
 
 /// How [`fn@run`] works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,6 +124,7 @@ pub fn run(
     batch.check(classifier.classes())?;
     let mut driver = Driver::new(attack, classifier, batch, *options)?;
     while driver.works() {
+        driver.resize()?;
         driver.fill()?;
         driver.step()?;
         driver.dismiss()?;
@@ -190,6 +197,8 @@ struct Driver<'a> {
     attempt: Option<Box<dyn Attempt>>,
     /// What each row of the attempt works on; nothing in padding and in rows that have left.
     slots: Vec<Option<Job>>,
+    /// Whether fewer rows give the same bits; not known until it matters.
+    small_batches: Option<bool>,
     /// Jobs with their images, to be judged in full batches.
     leaving: Vec<(Job, Tensor)>,
     best: Best,
@@ -214,6 +223,7 @@ impl<'a> Driver<'a> {
             waiting: (0..total as i64).map(|row| Job { row, restart: 0 }).collect(),
             attempt: None,
             slots: vec![None; micro_batch(classifier.device())],
+            small_batches: None,
             leaving: Vec::new(),
             best: Best::new(batch),
             progress: Progress { done: 0, total, resisted: 0, passes: Passes::default() },
@@ -248,9 +258,47 @@ impl<'a> Driver<'a> {
         !self.waiting.is_empty() || self.slots.iter().any(Option::is_some)
     }
 
-    /// Begins the attack on `rows`, at most a micro-batch of them, repeated to fill one.
+    /// Takes a smaller batch when there is less to do than a whole one, and a larger one when there is more again, on
+    /// classifiers whose answers do not change with it.
+    fn resize(&mut self) -> Result<()> {
+        let active: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].is_some()).collect();
+        let jobs = active.len() + self.waiting.len();
+        let wanted = jobs.next_multiple_of(SMALL_BATCH).min(micro_batch(self.classifier.device()));
+        if wanted == self.slots.len() || !self.may_be_small()? {
+            return Ok(());
+        }
+        let mut slots: Vec<Option<Job>> = active.iter().map(|&slot| self.slots[slot]).collect();
+        slots.resize(wanted, None);
+        self.slots = slots;
+        if active.is_empty() {
+            self.attempt = None;
+        } else if let Some(attempt) = &mut self.attempt {
+            // repetitions fill the batch, as at the beginning
+            let rows: Vec<i64> = active.iter().map(|&slot| slot as i64).cycle().take(wanted).collect();
+            let rows = Tensor::from_slice(&rows);
+            for tensor in attempt.state() {
+                *tensor = tensor.index_select(0, &rows.to_device(tensor.device()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this classifier's answers are known to be the same bits in smaller batches.
+    fn may_be_small(&mut self) -> Result<bool> {
+        if let Some(known) = self.small_batches {
+            return Ok(known);
+        }
+        let cost = self.attack.cost();
+        // looking costs two gradients; on other devices it was never measured what batches agree
+        let worth = cost.forward + cost.backward >= WORTH_LOOKING && self.classifier.device() == Device::Cpu;
+        let known = worth && small_batches_agree(self.classifier, self.batch)?;
+        self.small_batches = Some(known);
+        Ok(known)
+    }
+
+    /// Begins the attack on `rows`, at most as many as there are slots, repeated to fill them.
     fn begin(&self, rows: &[i64], restart: u64) -> Result<Box<dyn Attempt>> {
-        let rows = padded(rows, self.classifier.device());
+        let rows: Vec<i64> = rows.iter().copied().cycle().take(self.slots.len()).collect();
         let device = self.classifier.device();
         let ids: Vec<u64> = rows.iter().map(|&row| self.batch.ids[row as usize]).collect();
         let part = Batch {
@@ -321,7 +369,7 @@ impl<'a> Driver<'a> {
                 }
             }
         }
-        let size = self.slots.len();
+        let size = micro_batch(self.classifier.device());
         while self.leaving.len() >= size || (!self.leaving.is_empty() && !self.works()) {
             let rest = self.leaving.split_off(self.leaving.len().min(size));
             let part = std::mem::replace(&mut self.leaving, rest);
@@ -413,6 +461,29 @@ impl Best {
         self.loss[row] = judged.loss[place];
         self.adversarial.narrow(0, row as i64, 1).copy_(image);
     }
+}
+
+/// Whether a classifier gives the same bits for rows of a whole micro-batch and of every smaller batch that the driver
+/// uses: logits with and without a graph, and gradients. Kernels are chosen by shape, not by values, so what agrees here in
+/// every bit agrees.
+fn small_batches_agree(classifier: &dyn Classifier, batch: &Batch<'_>) -> Result<bool> {
+    let device = classifier.device();
+    let whole = micro_batch(device);
+    let rows: Vec<i64> = (0..batch.ids.len() as i64).cycle().take(whole).collect();
+    let answers = |count: usize| -> Result<[Tensor; 3]> {
+        let images = select(batch.images, &rows[..count], device);
+        let labels = select(batch.labels, &rows[..count], device);
+        let passes = classifier.input_gradient(&images, &labels, Objective::CrossEntropy);
+        let logits = checked_logits(classifier, &images)?;
+        Ok([logits, passes.logits, passes.gradient].map(|tensor| tensor.narrow(0, 0, SMALL_BATCH as i64)))
+    };
+    let reference = answers(whole)?;
+    for count in (SMALL_BATCH..whole).step_by(SMALL_BATCH) {
+        if answers(count)?.iter().zip(&reference).any(|(small, whole)| small != whole) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// `rows` repeated in a circle until they fill a micro-batch.

@@ -169,3 +169,37 @@ fn classifiers_that_answer_nonsense_are_refused() {
     let linear = Linear::random(2, &[1, 3, 3], 1.0, 1);
     assert!(predict_all(&linear, &Tensor::full([1, 1, 3, 3], 2.0, (Kind::Float, Device::Cpu))).is_err());
 }
+
+/// A classifier whose answers depend, a little, on how many rows it is shown at once, as some kernels' do.
+struct ShapeSensitive(ConvNet);
+
+impl Classifier for ShapeSensitive {
+    fn classes(&self) -> i64 {
+        self.0.classes()
+    }
+
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let scale = 1.0 + 0.05 * (images.size()[0] as f64).ln();
+        self.0.logits(&((images - 0.5) * scale + 0.5)) + Tensor::arange(5, (Kind::Float, Device::Cpu)) * scale
+    }
+}
+
+#[test]
+fn few_samples_get_the_answers_of_many_even_where_small_batches_would_change_them() {
+    let (classifier, samples, budget) = setting();
+    let sensitive = ShapeSensitive(ConvNet::random(5, 3, 8.0, 3));
+    let attack = Pgd { steps: 12, restarts: 2, ..Pgd::default() };
+    for classifier in [&classifier as &dyn Classifier, &sensitive] {
+        let whole = run_all(&attack, classifier, &samples.batch(budget, Objective::CrossEntropy), true).unwrap();
+        for count in [1, 3, 9, 20] {
+            let part = Samples {
+                images: samples.images.narrow(0, 0, count),
+                labels: samples.labels.narrow(0, 0, count),
+                ids: samples.ids[..count as usize].to_vec(),
+            };
+            let few = run_all(&attack, classifier, &part.batch(budget, Objective::CrossEntropy), true).unwrap();
+            assert_eq!(few.adversarial, whole.adversarial.narrow(0, 0, count), "{count} samples");
+            assert_eq!(few.loss, whole.loss.narrow(0, 0, count), "{count} samples");
+        }
+    }
+}

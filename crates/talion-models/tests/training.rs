@@ -2,11 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use talion_core::Error;
+use talion_core::{Classifier, Error, Objective};
 use talion_data::{Augmentation, Dataset, fashion_mnist_sample};
 use talion_models::{
     Model,
-    training::{ClassifierTraining, Event, Precision, train_classifier},
+    training::{
+        ClassifierTraining, Event, Perturb, Precision, Shown, train_classifier, train_classifier_against,
+    },
 };
 use tch::Device;
 
@@ -98,4 +100,41 @@ fn impossible_configurations_are_refused_before_any_work() {
         let result = train_classifier(&wrong, &data(), Device::Cpu, None, &mut |_| panic!("work was done"));
         assert!(result.is_err(), "{wrong:?}");
     }
+}
+
+/// One step along the sign of the gradient.
+fn signed_step(model: &Model, shown: &Shown<'_>) -> Result<tch::Tensor, Error> {
+    let gradient = model.input_gradient(shown.images, shown.labels, Objective::CrossEntropy).gradient;
+    Ok((shown.images + gradient.sign() * 0.1).clamp(0.0, 1.0))
+}
+
+#[test]
+fn adversarial_training_is_worth_it_and_needs_an_attack() {
+    let data = fashion_mnist_sample().unwrap();
+    let plain = ClassifierTraining {
+        architecture: "cnn-small-w8".parse().unwrap(),
+        epochs: 8,
+        batch_size: 32,
+        validation: 200,
+        average: None,
+        ..config()
+    };
+    let against = ClassifierTraining { adversarial: Some("a signed step of 0.1".into()), ..plain.clone() };
+    let train = |config: &ClassifierTraining, perturb: Option<&Perturb<'_>>| {
+        train_classifier_against(perturb, config, &data, Device::Cpu, None, &mut |_| ControlFlow::Continue(()))
+    };
+    assert!(train(&plain, Some(&signed_step)).is_err() && train(&against, None).is_err());
+    let hardened = train(&against, Some(&signed_step)).unwrap();
+    let plain = train(&plain, None).unwrap();
+    let (images, labels) = data.tensor(&(0..200).collect::<Vec<_>>()).unwrap();
+    let stands = |model: &Model| {
+        let ids: Vec<u64> = (0..200).collect();
+        let shown = Shown { images: &images, labels: &labels, ids: &ids, seed: 1, epoch: 0 };
+        let attacked = signed_step(model, &shown).unwrap();
+        model.predict(&attacked).eq_tensor(&labels).sum(tch::Kind::Int64).int64_value(&[])
+    };
+    let (hard, soft) = (stands(&hardened), stands(&plain));
+    assert!(hard > soft + 20, "{hard} of 200 against {soft}");
+    assert!(hardened.card().metrics.contains_key("validation_attacked_accuracy"));
+    assert!(!plain.card().metrics.contains_key("validation_attacked_accuracy"));
 }

@@ -19,6 +19,7 @@ pub struct Networks {
 
 const CLASSIFIER: &[u8] = include_bytes!("../../../models/fashion-mnist/classifier.safetensors");
 const ONE_STREAM: &[u8] = include_bytes!("../../../models/fashion-mnist/one-stream.safetensors");
+const SURROGATE: &[u8] = include_bytes!("../../../models/fashion-mnist/surrogate.safetensors");
 const TRN: &[u8] = include_bytes!("../../../models/fashion-mnist/trn.safetensors");
 
 impl Networks {
@@ -33,6 +34,14 @@ impl Networks {
             one_stream: Some(Trn::from_bytes(ONE_STREAM, Path::new(&name("one-stream")), device)?),
             trn: Trn::from_bytes(TRN, Path::new(&name("trn")), device)?,
         })
+    }
+
+    /// A classifier of another architecture for the same data, to make images on that the bundled pair has not seen coming.
+    ///
+    /// # Errors
+    /// If the program was built from a damaged file.
+    pub fn bundled_surrogate(device: Device) -> Result<Model> {
+        Model::from_bytes(SURROGATE, Path::new("(bundled) models/fashion-mnist/surrogate.safetensors"), device)
     }
 
     /// The networks in files; the bundled ones where no file is named.

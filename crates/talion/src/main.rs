@@ -1,8 +1,10 @@
 //! The command line: says what happened, in which file, and what to do.
 
 mod bundled;
+mod cast;
 mod commands;
 mod failure;
+mod machine;
 mod monitor;
 mod samples;
 mod show;
@@ -45,6 +47,10 @@ enum Command {
     Attacks(commands::attack::AttacksArgs),
     /// Measure a classifier bare and defended, under attacks that do not see the defence and under ones that do.
     Evaluate(commands::evaluate::EvaluateArgs),
+    /// List, show, compare and check the runs that `evaluate` keeps.
+    Runs(commands::runs::RunsArgs),
+    /// Make a page from one run, or from several to compare them.
+    Report(commands::runs::ReportArgs),
     /// Restore image files.
     Restore(commands::restore::RestoreArgs),
     /// From data to table: classifier, one-stream twin, TRN, evaluation.
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
         Command::Attack(args) => commands::attack::run(&args, json),
         Command::Attacks(args) => commands::attack::list(&args, json),
         Command::Evaluate(args) => commands::evaluate::run(&args, json),
+        Command::Runs(args) => commands::runs::run(&args, json),
+        Command::Report(args) => commands::runs::report(&args, json),
         Command::Restore(args) => commands::restore::run(&args, json),
         Command::Reproduce(args) => commands::reproduce::run(&args, json),
     };

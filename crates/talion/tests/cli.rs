@@ -31,6 +31,9 @@ fn help_teaches() {
         &["demo", "--help"][..],
         &["data", "fetch", "--help"],
         &["data", "info", "--help"],
+        &["data", "export", "--help"],
+        &["runs", "verify", "--help"],
+        &["report", "--help"],
         &["train", "classifier", "--help"],
         &["train", "trn", "--help"],
         &["evaluate", "--help"],
@@ -170,4 +173,35 @@ fn an_attack_keeps_its_images_and_refuses_nonsense_before_any_work() {
         let said = text(&output.stderr);
         assert!(!output.status.success() && said.contains(says), "{wrong:?}: {said}");
     }
+}
+
+#[test]
+fn images_are_exported_and_smallest_changes_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let export = ["data", "export", "fashion-mnist-sample", "--images", "7", "-o", "images.safetensors"];
+    let output = talion(folder.path(), &export);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let file = std::fs::read(folder.path().join("images.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    assert_eq!(tensors.tensor("images").unwrap().shape(), [7, 1, 28, 28]);
+    assert_eq!(tensors.tensor("labels").unwrap().shape(), [7]);
+
+    // within a budget that holds every image, an attack that stops at the first error goes farther than one that does not
+    let largest = |whole: &[&str]| {
+        let attack = ["attack", "fmn-15", "--norm", "l2", "--eps", "28", "--images", "7", "-o", "adv.safetensors"];
+        let arguments: Vec<&str> = attack.iter().chain(whole).copied().collect();
+        let output = talion(folder.path(), &arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let file = std::fs::read(folder.path().join("adv.safetensors")).unwrap();
+        let values = |file: &[u8], name: &str| -> Vec<f32> {
+            let tensors = safetensors::SafeTensors::deserialize(file).unwrap();
+            let bytes = tensors.tensor(name).unwrap().data().to_vec();
+            bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+        };
+        let clean = std::fs::read(folder.path().join("images.safetensors")).unwrap();
+        let (clean, adversarial) = (values(&clean, "images"), values(&file, "adversarial"));
+        clean.iter().zip(&adversarial).map(|(a, b)| f64::from((a - b) * (a - b))).sum::<f64>()
+    };
+    let (nearest, first) = (largest(&["--whole"]), largest(&[]));
+    assert!(nearest > 0.0 && nearest < first, "{nearest} and {first}");
 }

@@ -6,4 +6,5 @@ pub mod demo;
 pub mod evaluate;
 pub mod reproduce;
 pub mod restore;
+pub mod runs;
 pub mod train;

@@ -47,6 +47,13 @@ enum Profile {
     Gpu,
 }
 
+/// Weight of the pixel loss on colour images. At the default of 10 the network finds it cheaper to bury every image under the
+/// same large change, on which the classifier is unsure, than to restore images on which it is surely wrong
+/// (docs/method.md, "What was tried on CIFAR-10").
+const COLOUR_PIXEL_WEIGHT: f64 = 100.0;
+/// What is shown of colour images: classifiers fall to smaller changes of these than of grey ones.
+const COLOUR_MIXTURE: &str = "clean*4,fgsm@4/255*0.5,fgsm@8/255*1.5,pgd-7@2/255,pgd-7@4/255*1.5,pgd-7@8/255*4,pgd-7@12/255*1.5";
+
 impl Profile {
     fn classifier(self, spec: &DatasetSpec, data: &Dataset, seed: u64) -> Result<ClassifierTraining, Error> {
         let standard = Augmentation::standard(spec, data);
@@ -72,17 +79,28 @@ impl Profile {
         })
     }
 
-    fn trn(self, spec: TrnSpec, classifier: &ClassifierTraining, data: &Dataset) -> TrnTraining {
-        let base = TrnTraining {
+    fn trn(
+        self,
+        spec: TrnSpec,
+        classifier: &ClassifierTraining,
+        data: &Dataset,
+    ) -> Result<TrnTraining, Error> {
+        let mut base = TrnTraining {
             augmentation: classifier.augmentation,
             seed: classifier.seed,
             ..TrnTraining::new(spec, classifier.validation, classifier.seed)
         };
+        if data.channels() > 1 {
+            base.losses.pixel = COLOUR_PIXEL_WEIGHT;
+            base.mixture = COLOUR_MIXTURE.parse()?;
+        }
         let images = data.len() - classifier.validation;
-        match self {
+        Ok(match self {
             Self::Cpu => {
                 let validation_sample = 500.min(base.validation);
-                TrnTraining { pool: base.pool.min(images), rounds: 2, replays: 3, validation_sample, ..base }
+                // colour images are harder, and what they were seen to need
+                let replays = if data.channels() > 1 { 8 } else { 3 };
+                TrnTraining { pool: base.pool.min(images), rounds: 2, replays, validation_sample, ..base }
             }
             Self::Gpu => TrnTraining {
                 pool: 16_384.min(images),
@@ -92,7 +110,7 @@ impl Profile {
                 validation_sample: base.validation,
                 ..base
             },
-        }
+        })
     }
 
     fn size(self) -> &'static str {
@@ -169,7 +187,7 @@ fn networks(args: &ReproduceArgs, train: &Dataset, folder: &Path, device: Device
     let one_spec = TrnSpec::one_stream(profile.size(), classifier.card().spec.channels)?;
     let trained = |name: &str, spec: TrnSpec, first: Option<&Trn>| {
         let path = folder.join(format!("{name}.safetensors"));
-        let config = profile.trn(spec, &config, train);
+        let config = profile.trn(spec, &config, train)?;
         if path.exists() {
             let trn = Trn::load(&path, device)?;
             same_run(&path, &trn.card().training, &config)?;

@@ -1,0 +1,137 @@
+//! Those who take part in an evaluation, from the command line's files.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use talion_core::{Error, Result};
+use talion_data::{Dataset, DatasetSpec, Split};
+use talion_defenses::{EstimatorSpec, Trn};
+use talion_eval::{Entrant, Player, fingerprint};
+use talion_models::Model;
+use tch::Device;
+
+use crate::bundled::Networks;
+
+/// Which networks, and which images.
+#[derive(Args, Clone)]
+pub struct CastArgs {
+    /// The classifier; by default the bundled one.
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// The restoration network in front of it.
+    #[arg(long, value_name = "FILE")]
+    pub trn: Option<PathBuf>,
+    /// The one-stream twin, for comparison.
+    #[arg(long, value_name = "FILE")]
+    pub one_stream: Option<PathBuf>,
+    /// Another classifier of the same classes, attacked to see whether its images fool the defence (transfer); may be
+    /// given several times. The bundled pair brings one.
+    #[arg(long, value_name = "FILE")]
+    pub surrogate: Vec<PathBuf>,
+    /// Data set to take test images from; by default the bundled sample.
+    #[arg(long)]
+    pub data: Option<DatasetSpec>,
+}
+
+impl CastArgs {
+    /// The test images.
+    ///
+    /// # Errors
+    /// If the data set cannot be read.
+    pub fn dataset(&self) -> talion_data::Result<Dataset> {
+        match &self.data {
+            Some(spec) => talion_data::load(spec, Split::Test, None),
+            None => talion_data::fashion_mnist_sample(),
+        }
+    }
+}
+
+/// The networks of an evaluation.
+pub struct Cast {
+    /// Classifier and networks in front of it.
+    pub networks: Networks,
+    surrogates: Vec<(String, Model)>,
+}
+
+/// The bare classifier's name in every table.
+pub const BASE: &str = "undefended";
+
+impl Cast {
+    /// Loads what the arguments name.
+    ///
+    /// # Errors
+    /// If a file cannot be used, or the classifiers do not have the same classes.
+    pub fn load(args: &CastArgs, device: Device) -> Result<Self> {
+        let (model, one_stream, trn) = (&args.model, &args.one_stream, &args.trn);
+        let networks = Networks::load(model.as_deref(), one_stream.as_deref(), trn.as_deref(), device)?;
+        let mut surrogates = Vec::new();
+        for (number, path) in args.surrogate.iter().enumerate() {
+            let model = Model::load(path, device)?;
+            let (found, wanted) = (model.card().spec.classes, networks.classifier.card().spec.classes);
+            if found != wanted {
+                return Err(Error::file(path, format!("has {found} classes, and the classifier {wanted}")));
+            }
+            surrogates.push((format!("surrogate-{}", number + 1), model));
+        }
+        if model.is_none() && surrogates.is_empty() {
+            surrogates.push(("surrogate".into(), Networks::bundled_surrogate(device)?));
+        }
+        Ok(Self { networks, surrogates })
+    }
+
+    /// The names of the surrogates.
+    pub fn surrogates(&self) -> Vec<String> {
+        self.surrogates.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Everybody who takes part: the bare classifier, its defended forms, the surrogates.
+    ///
+    /// # Errors
+    /// If weights cannot be read, or a network was told the true labels.
+    pub fn entrants(&self) -> Result<Vec<Entrant<'_>>> {
+        let classifier = &self.networks.classifier;
+        let mut entrants = vec![bare(BASE, classifier)?];
+        if let Some(trn) = &self.networks.one_stream {
+            entrants.push(defended("one-stream", classifier, trn)?);
+        }
+        entrants.push(defended("TRN", classifier, &self.networks.trn)?);
+        for (name, model) in &self.surrogates {
+            entrants.push(bare(name, model)?);
+        }
+        Ok(entrants)
+    }
+}
+
+fn bare<'a>(name: &str, model: &'a Model) -> Result<Entrant<'a>> {
+    let card = model.card();
+    let player = Player {
+        name: name.into(),
+        description: format!("{} trained on {}", card.spec.architecture, card.dataset),
+        sha256: fingerprint(&[&model.tensors()])?,
+        defended: false,
+    };
+    Ok(Entrant { player, classifier: model, trn: None })
+}
+
+fn defended<'a>(name: &str, model: &'a Model, trn: &'a Trn) -> Result<Entrant<'a>> {
+    let estimator = trn.card().spec.estimator;
+    if estimator == EstimatorSpec::Oracle {
+        return Err(Error::Refused("a network that is told the true labels is no defence to evaluate".into()));
+    }
+    let network = match estimator {
+        EstimatorSpec::None => "one-stream restoration network".to_owned(),
+        estimator => format!("TRN with {estimator} maps"),
+    };
+    let player = Player {
+        name: name.into(),
+        description: format!(
+            "{network} of {} weights, trained on {}, in front of {}",
+            trn.parameters(),
+            trn.card().dataset,
+            model.card().spec.architecture
+        ),
+        sha256: fingerprint(&[&model.tensors(), &trn.tensors()])?,
+        defended: true,
+    };
+    Ok(Entrant { player, classifier: model, trn: Some(trn) })
+}
