@@ -91,8 +91,7 @@ fn single_step(one: &Tried, many: &Tried) -> Option<Alarm> {
 }
 
 fn budgets(small: &Tried, large: &Tried) -> Option<Alarm> {
-    let grows =
-        small.budget.norm() == large.budget.norm() && large.budget.epsilon() > small.budget.epsilon();
+    let grows = small.budget.norm() == large.budget.norm() && large.budget.epsilon() > small.budget.epsilon();
     let noise = small.sees() == Some(Sees::Nothing);
     let open = small.count() < small.fooled.len();
     (grows && open && !noise && small.attack == large.attack && large.count() <= small.count()).then(|| {
@@ -181,10 +180,7 @@ mod tests {
     #[test]
     fn each_flaw_raises_its_own() {
         let masked = comparisons(&[tried("pgd-20", 0.1, &[10]), tried("square-500", 0.1, &[60])]);
-        assert!(
-            matches!(&masked[..], [Alarm::BlackBoxBetter { samples: 50, of: 100, .. }]),
-            "{masked:?}"
-        );
+        assert!(matches!(&masked[..], [Alarm::BlackBoxBetter { samples: 50, of: 100, .. }]), "{masked:?}");
         let stuck = comparisons(&[tried("fgsm", 0.1, &[30]), tried("pgd-20", 0.1, &[10])]);
         assert!(matches!(&stuck[..], [Alarm::SingleStepBetter { fooled: 30, .. }]), "{stuck:?}");
         let flat = comparisons(&[tried("pgd-20", 0.1, &[30]), tried("pgd-20", 0.2, &[30])]);

@@ -41,7 +41,8 @@ impl AttackSpec {
         let name = self.name();
         let head = name.split(':').next().unwrap_or_default();
         let kind = Settings::split(&name).map_or("", |settings| settings.kind);
-        let restarts = head.strip_prefix(kind).and_then(|counts| counts.split_once('x')).map_or("", |(_, x)| x);
+        let restarts =
+            head.strip_prefix(kind).and_then(|counts| counts.split_once('x')).map_or("", |(_, x)| x);
         format!("{kind}x{restarts}{}", name.strip_prefix(head).unwrap_or_default())
     }
 

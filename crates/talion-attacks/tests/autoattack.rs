@@ -5,7 +5,9 @@ mod common;
 use std::ops::ControlFlow;
 
 use common::{ConvNet, Samples, budget, run_all};
-use talion_attacks::{Attack, AttackSpec, AutoAttack, Bpda, Cascade, Eot, Fooled, Pgd, RunOptions, autoattack};
+use talion_attacks::{
+    Attack, AttackSpec, AutoAttack, Bpda, Cascade, Eot, Fooled, Pgd, RunOptions, autoattack,
+};
 use talion_core::{Classifier, Error, Norm, Objective};
 use tch::{Kind, Tensor};
 
@@ -23,7 +25,10 @@ fn samples(classifier: &dyn Classifier) -> Samples {
 
 fn attacked(which: &AutoAttack, classifier: &dyn Classifier, samples: &Samples, epsilon: f64) -> Cascade {
     let batch = samples.batch(budget(Norm::Linf, epsilon), Objective::CrossEntropy);
-    autoattack(which, classifier, &batch, &RunOptions { until_fooled: true }, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    autoattack(which, classifier, &batch, &RunOptions { until_fooled: true }, &mut |_, _| {
+        ControlFlow::Continue(())
+    })
+    .unwrap()
 }
 
 #[test]
@@ -92,7 +97,8 @@ fn an_observer_stops_it() {
     let classifier = ConvNet::random(5, 3, 8.0, 3);
     let samples = samples(&classifier);
     let batch = samples.batch(budget(Norm::Linf, 0.01), Objective::CrossEntropy);
-    let stopped = autoattack(&quick(), &classifier, &batch, &RunOptions::default(), &mut |_, _| ControlFlow::Break(()));
+    let stopped =
+        autoattack(&quick(), &classifier, &batch, &RunOptions::default(), &mut |_, _| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Interrupted)));
 }
 

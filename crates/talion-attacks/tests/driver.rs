@@ -190,14 +190,16 @@ fn few_samples_get_the_answers_of_many_even_where_small_batches_would_change_the
     let sensitive = ShapeSensitive(ConvNet::random(5, 3, 8.0, 3));
     let attack = Pgd { steps: 12, restarts: 2, ..Pgd::default() };
     for classifier in [&classifier as &dyn Classifier, &sensitive] {
-        let whole = run_all(&attack, classifier, &samples.batch(budget, Objective::CrossEntropy), true).unwrap();
+        let whole =
+            run_all(&attack, classifier, &samples.batch(budget, Objective::CrossEntropy), true).unwrap();
         for count in [1, 3, 9, 20] {
             let part = Samples {
                 images: samples.images.narrow(0, 0, count),
                 labels: samples.labels.narrow(0, 0, count),
                 ids: samples.ids[..count as usize].to_vec(),
             };
-            let few = run_all(&attack, classifier, &part.batch(budget, Objective::CrossEntropy), true).unwrap();
+            let few =
+                run_all(&attack, classifier, &part.batch(budget, Objective::CrossEntropy), true).unwrap();
             assert_eq!(few.adversarial, whole.adversarial.narrow(0, 0, count), "{count} samples");
             assert_eq!(few.loss, whole.loss.narrow(0, 0, count), "{count} samples");
         }

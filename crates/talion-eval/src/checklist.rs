@@ -10,20 +10,60 @@ use crate::{
     summarise::own_attacks,
 };
 
-const CARLINI: &str = "Carlini et al. 2019, On Evaluating Adversarial Robustness";
-const CROCE: &str = "Croce et al. 2022, Evaluating the Adversarial Robustness of Adaptive Test-time Defenses";
-const ATHALYE: &str = "Athalye et al. 2018, Obfuscated Gradients Give a False Sense of Security";
+const CARLINI: &str = "Carlini et al. 2019, arXiv 1902.06705";
+const CROCE: &str = "Croce et al. 2022, arXiv 2202.13711";
+const ATHALYE: &str = "Athalye et al. 2018, arXiv 1802.00420";
 
 /// The checks, each over all contenders that it concerns: one that fails for any of them fails.
 pub(crate) fn checklist(facts: &Facts, latencies: &[Latency]) -> Vec<Verdict> {
-    let defended: Vec<&str> =
-        facts.config.contenders.iter().filter(|player| player.defended).map(|player| player.name.as_str()).collect();
+    let defended: Vec<&str> = facts
+        .config
+        .contenders
+        .iter()
+        .filter(|player| player.defended)
+        .map(|player| player.name.as_str())
+        .collect();
     let mut verdicts = vec![
-        views(facts, &defended, "exact-gradients", "Was every defence attacked through its exact gradients, end to end?", Threat::Exact, CARLINI),
-        views(facts, &defended, "without-gradients", "Was every defence attacked without gradients, by its answers alone?", Threat::BlackBox, CARLINI),
-        views(facts, &defended, "straight-through", "Was every defence attacked with the identity in place of its derivative (BPDA)?", Threat::Bpda, ATHALYE),
-        views(facts, &defended, "transfer", "Did every defence face images made on another classifier?", Threat::Transfer, CARLINI),
-        views(facts, &defended, "base-model", "Did every defence face the images that fool its own bare classifier?", Threat::Oblivious, CROCE),
+        views(
+            facts,
+            &defended,
+            "exact-gradients",
+            "Was every defence attacked through its exact gradients, end to end?",
+            Threat::Exact,
+            CARLINI,
+        ),
+        views(
+            facts,
+            &defended,
+            "without-gradients",
+            "Was every defence attacked without gradients, by its answers alone?",
+            Threat::BlackBox,
+            CARLINI,
+        ),
+        views(
+            facts,
+            &defended,
+            "straight-through",
+            "Was every defence attacked with the identity in place of its derivative (BPDA)?",
+            Threat::Bpda,
+            ATHALYE,
+        ),
+        views(
+            facts,
+            &defended,
+            "transfer",
+            "Did every defence face images made on another classifier?",
+            Threat::Transfer,
+            CARLINI,
+        ),
+        views(
+            facts,
+            &defended,
+            "base-model",
+            "Did every defence face the images that fool its own bare classifier?",
+            Threat::Oblivious,
+            CROCE,
+        ),
     ];
     verdicts.push(adaptive_is_stronger(facts, &defended));
     verdicts.push(better_than_base(facts, &defended));
@@ -43,7 +83,14 @@ fn verdict(name: &str, question: &str, source: &str, finding: Finding, evidence:
 }
 
 /// Whether every defence faced a threat model.
-fn views(facts: &Facts, defended: &[&str], name: &str, question: &str, threat: Threat, source: &str) -> Verdict {
+fn views(
+    facts: &Facts,
+    defended: &[&str],
+    name: &str,
+    question: &str,
+    threat: Threat,
+    source: &str,
+) -> Verdict {
     let mut parts = Vec::new();
     let mut all = true;
     for contender in defended {
@@ -66,7 +113,8 @@ fn adaptive_is_stronger(facts: &Facts, defended: &[&str]) -> Verdict {
     let mut finding = if defended.is_empty() { Finding::NotRun } else { Finding::Pass };
     for contender in defended {
         let adaptive = facts.surviving(contender, &Threat::is_adaptive);
-        let others = facts.surviving(contender, &|threat| matches!(threat, Threat::Oblivious | Threat::Transfer));
+        let others =
+            facts.surviving(contender, &|threat| matches!(threat, Threat::Oblivious | Threat::Transfer));
         let (Some(adaptive), Some(others)) = (adaptive, others) else {
             parts.push(format!("{contender}: not both were run"));
             finding = if finding == Finding::Fail { Finding::Fail } else { Finding::NotRun };
@@ -77,7 +125,9 @@ fn adaptive_is_stronger(facts: &Facts, defended: &[&str]) -> Verdict {
         if adaptive.count > others.count {
             finding = Finding::Fail;
         }
-        parts.push(format!("{contender}: {adaptive} % left by attackers who know it, {others} % by those who do not"));
+        parts.push(format!(
+            "{contender}: {adaptive} % left by attackers who know it, {others} % by those who do not"
+        ));
     }
     verdict(
         "adaptive-is-stronger",
@@ -119,7 +169,10 @@ fn unbounded(facts: &Facts) -> Verdict {
         let left = proportion(&facts.right(experiment, &experiment.victim));
         let fallen = left.share() <= chance;
         finding = if fallen && finding != Finding::Fail { Finding::Pass } else { Finding::Fail };
-        parts.push(format!("{}: {left} % left by {} at {}", experiment.victim, experiment.attack, experiment.budget));
+        parts.push(format!(
+            "{}: {left} % left by {} at {}",
+            experiment.victim, experiment.attack, experiment.budget
+        ));
     }
     verdict(
         "unbounded-attacks-succeed",
@@ -142,7 +195,11 @@ fn compare(facts: &Facts) -> Vec<Verdict> {
         ("black-box-better", "Do attacks with gradients fool what attacks without them fool?", ATHALYE),
         ("single-step-better", "Do iterative attacks do better than a single step?", CARLINI),
         ("larger-budget-not-better", "Does a larger budget fool more?", CARLINI),
-        ("not-converged", "Have the attacks converged: does doubling the iterations change nothing?", CARLINI),
+        (
+            "not-converged",
+            "Have the attacks converged: does doubling the iterations change nothing?",
+            CARLINI,
+        ),
     ];
     questions
         .into_iter()
@@ -196,7 +253,13 @@ fn noise(facts: &Facts) -> Verdict {
         finding = if stands && finding != Finding::Fail { Finding::Pass } else { Finding::Fail };
         parts.push(format!("{name}: {noisy} % right in spite of noise, {clean} % clean"));
     }
-    verdict("stands-noise", "Do random changes of the full budget leave the accuracy alone?", CARLINI, finding, parts.join("; "))
+    verdict(
+        "stands-noise",
+        "Do random changes of the full budget leave the accuracy alone?",
+        CARLINI,
+        finding,
+        parts.join("; "),
+    )
 }
 
 /// Step sizes from small to large, the best inside the range.
@@ -214,8 +277,11 @@ fn step_sizes(facts: &Facts, defended: &[&str]) -> Verdict {
         let best: Vec<usize> = (0..shares.len()).filter(|&place| shares[place].count == least).collect();
         let inside = best.iter().any(|&place| place > 0 && place + 1 < shares.len());
         finding = if inside && finding != Finding::Fail { Finding::Pass } else { Finding::Fail };
-        let said: Vec<String> =
-            swept.iter().zip(&shares).map(|(experiment, share)| format!("{} {share} %", experiment.attack)).collect();
+        let said: Vec<String> = swept
+            .iter()
+            .zip(&shares)
+            .map(|(experiment, share)| format!("{} {share} %", experiment.attack))
+            .collect();
         parts.push(format!("{contender}: {}", said.join(", ")));
     }
     verdict(
@@ -246,7 +312,8 @@ fn starts(facts: &Facts, defended: &[&str]) -> Verdict {
 
 fn losses(facts: &Facts, defended: &[&str]) -> Verdict {
     let mut kinds = BTreeSet::new();
-    for experiment in facts.experiments().filter(|experiment| defended.contains(&experiment.victim.as_str())) {
+    for experiment in facts.experiments().filter(|experiment| defended.contains(&experiment.victim.as_str()))
+    {
         let name = experiment.attack.to_string();
         kinds.insert(match name.as_str() {
             name if name.starts_with("apgd-t") => "targeted logit ratio (DLR)",
@@ -275,7 +342,9 @@ fn enough(facts: &Facts) -> Verdict {
     let mut parts = Vec::new();
     let mut finding = Finding::Pass;
     for player in &facts.config.contenders {
-        let Some(worst) = facts.surviving(&player.name, &|_| true).map(|right| proportion(&right)) else { continue };
+        let Some(worst) = facts.surviving(&player.name, &|_| true).map(|right| proportion(&right)) else {
+            continue;
+        };
         let (low, high) = worst.interval();
         if high - low > 0.1 {
             finding = Finding::Fail;
@@ -283,7 +352,13 @@ fn enough(facts: &Facts) -> Verdict {
         parts.push(format!("{}: {worst} % of {} samples", player.name, worst.total));
     }
     let finding = if parts.is_empty() { Finding::NotRun } else { finding };
-    verdict("enough-samples", "Is the 95 % interval of every worst case narrower than ten points?", "ours", finding, parts.join("; "))
+    verdict(
+        "enough-samples",
+        "Is the 95 % interval of every worst case narrower than ten points?",
+        "ours",
+        finding,
+        parts.join("; "),
+    )
 }
 
 fn cost(latencies: &[Latency], defended: &[&str]) -> Verdict {
@@ -293,6 +368,13 @@ fn cost(latencies: &[Latency], defended: &[&str]) -> Verdict {
         .map(|latency| format!("{}: {:.1} ms an image", latency.contender, 1e3 * latency.median))
         .collect();
     let known = |name: &&str| latencies.iter().any(|latency| latency.contender == **name);
-    let finding = if defended.iter().all(known) && !timed.is_empty() { Finding::Pass } else { Finding::NotRun };
-    verdict("cost-is-stated", "Is it said what the defences cost at inference?", CROCE, finding, timed.join("; "))
+    let finding =
+        if defended.iter().all(known) && !timed.is_empty() { Finding::Pass } else { Finding::NotRun };
+    verdict(
+        "cost-is-stated",
+        "Is it said what the defences cost at inference?",
+        CROCE,
+        finding,
+        timed.join("; "),
+    )
 }

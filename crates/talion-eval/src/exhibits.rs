@@ -29,13 +29,12 @@ pub fn exhibits(
     let mut shown = Vec::new();
     for entrant in entrants.iter().filter(|entrant| entrant.player.defended) {
         let name = entrant.player.name.as_str();
-        let (knows, blind): (Vec<_>, Vec<_>) =
-            facts.experiments().filter(|experiment| facts.within(experiment)).partition(|experiment| {
-                facts.threat(name, experiment).is_adaptive()
-            });
-        let fallen = |experiment: &&Experiment| {
-            facts.right(experiment, name).iter().filter(|&&right| !right).count()
-        };
+        let (knows, blind): (Vec<_>, Vec<_>) = facts
+            .experiments()
+            .filter(|experiment| facts.within(experiment))
+            .partition(|experiment| facts.threat(name, experiment).is_adaptive());
+        let fallen =
+            |experiment: &&Experiment| facts.right(experiment, name).iter().filter(|&&right| !right).count();
         // the attack that fooled most; the first of them, where several did
         let worst = knows.iter().rev().max_by_key(|experiment| fallen(experiment));
         let strongest = blind.iter().rev().filter(|experiment| experiment.victim == facts.base()).max_by_key(
@@ -129,10 +128,19 @@ fn png(images: &Tensor) -> Result<Vec<u8>> {
     let (colour, channels) = match size.get(1) {
         Some(1) => (ExtendedColorType::L8, 1),
         Some(3) => (ExtendedColorType::Rgb8, 3),
-        _ => return Err(Error::Shape { what: "an image to draw", expected: "[1, 1 or 3, H, W]".into(), found: size }),
+        _ => {
+            return Err(Error::Shape {
+                what: "an image to draw",
+                expected: "[1, 1 or 3, H, W]".into(),
+                found: size,
+            });
+        }
     };
-    let bytes = (images.detach() * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8).to_device(Device::Cpu);
-    let bytes = Vec::<u8>::try_from(bytes.view([channels, size[2], size[3]]).permute([1, 2, 0]).contiguous().flatten(0, -1))?;
+    let bytes =
+        (images.detach() * 255.0).round().clamp(0.0, 255.0).to_kind(Kind::Uint8).to_device(Device::Cpu);
+    let bytes = Vec::<u8>::try_from(
+        bytes.view([channels, size[2], size[3]]).permute([1, 2, 0]).contiguous().flatten(0, -1),
+    )?;
     let mut file = Vec::new();
     PngEncoder::new(&mut file)
         .write_image(&bytes, size[3] as u32, size[2] as u32, colour)
@@ -200,7 +208,8 @@ pub fn kept_exhibits(run: &Path) -> Result<Vec<Exhibit>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let damaged = |what: String| Error::file(&path, format!("{what}; delete it and evaluate again to draw it anew"));
+    let damaged =
+        |what: String| Error::file(&path, format!("{what}; delete it and evaluate again to draw it anew"));
     let text = std::fs::read(&path).map_err(Error::io(&path))?;
     let kept: Vec<Kept> = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     kept.into_iter()

@@ -51,7 +51,8 @@ impl Experiment {
     /// A name that no other experiment of a run has, made of everything that changes its images.
     pub fn key(&self) -> String {
         let whole = if self.until_fooled { "" } else { " whole" };
-        let after = if self.after.is_empty() { String::new() } else { format!(" after {}", self.after.len()) };
+        let after =
+            if self.after.is_empty() { String::new() } else { format!(" after {}", self.after.len()) };
         format!("{} {} {} @ {}{whole}{after}", self.victim, self.view, self.attack, self.budget)
     }
 }

@@ -96,11 +96,7 @@ impl Facts {
 
     /// Which samples survive every one of the experiments that `wanted` picks among those within the budget, clean images
     /// included: the first samples, as many as the smallest of the main ones has. `None` if there is no such experiment.
-    pub(crate) fn surviving(
-        &self,
-        contender: &str,
-        wanted: &dyn Fn(Threat) -> bool,
-    ) -> Option<Vec<bool>> {
+    pub(crate) fn surviving(&self, contender: &str, wanted: &dyn Fn(Threat) -> bool) -> Option<Vec<bool>> {
         let picked: Vec<&Experiment> = self
             .experiments()
             .filter(|experiment| self.within(experiment) && wanted(self.threat(contender, experiment)))

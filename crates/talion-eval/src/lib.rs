@@ -40,7 +40,8 @@ pub use report::{csv, html, markdown as report_markdown, write_report};
 pub use runner::{Advance, Follow, Subjects, carry_out, verify};
 pub use statistics::{Proportion, mcnemar};
 pub use store::{
-    ChangedField, Compared, Difference, NewChunk, Progress, RunEntry, RunFolder, RunState, Wait, diff, list_runs,
+    ChangedField, Compared, Difference, NewChunk, Progress, RunEntry, RunFolder, RunState, Wait, diff,
+    list_runs,
 };
 pub use summarise::summarise;
 pub use summary::{

@@ -180,7 +180,13 @@ impl List<'_> {
             }
         }
         for factor in [0.25, 0.5, 2.0, 4.0] {
-            self.add(self.scope.base, GradientMode::Oblivious, "pgd-20", scaled(budget, factor)?, Part::Budgets)?;
+            self.add(
+                self.scope.base,
+                GradientMode::Oblivious,
+                "pgd-20",
+                scaled(budget, factor)?,
+                Part::Budgets,
+            )?;
         }
         Ok(())
     }
@@ -245,8 +251,10 @@ impl List<'_> {
         let mut after = Vec::new();
         for attack in attacks {
             let attack: AttackSpec = attack.parse()?;
-            let experiment =
-                Experiment { after: after.clone(), ..self.adaptive(victim, view, attack, budget, Part::Main) };
+            let experiment = Experiment {
+                after: after.clone(),
+                ..self.adaptive(victim, view, attack, budget, Part::Main)
+            };
             after.push(experiment.key());
             self.push(experiment);
         }
@@ -333,7 +341,8 @@ mod tests {
             let experiments = protocol.experiments(&scope(&defended, &[])).unwrap();
             for victim in &defended {
                 for view in [GradientMode::Bpda, GradientMode::Detached, GradientMode::Exact] {
-                    let hit = |experiment: &&Experiment| experiment.victim == *victim && experiment.view == view;
+                    let hit =
+                        |experiment: &&Experiment| experiment.victim == *victim && experiment.view == view;
                     assert!(experiments.iter().any(|experiment| hit(&experiment)), "{victim} {view}");
                 }
             }

@@ -105,26 +105,23 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     fn named(&self, name: &str) -> Result<&Entrant<'_>> {
-        self.entrants
-            .iter()
-            .find(|entrant| entrant.player.name == name)
-            .ok_or_else(|| Error::Refused(format!("an experiment attacks {name}, which takes no part in the run")))
+        self.entrants.iter().find(|entrant| entrant.player.name == name).ok_or_else(|| {
+            Error::Refused(format!("an experiment attacks {name}, which takes no part in the run"))
+        })
     }
 
     /// The chunks of an experiment that are not there yet, as first samples and lengths.
     fn missing(&self, key: &str) -> Result<Vec<(usize, usize)>> {
         let gaps = self.folder.missing(key)?.into_iter();
-        let cut = |gap: Range<usize>| gap.clone().step_by(CHUNK).map(move |first| (first, CHUNK.min(gap.end - first)));
+        let cut = |gap: Range<usize>| {
+            gap.clone().step_by(CHUNK).map(move |first| (first, CHUNK.min(gap.end - first)))
+        };
         Ok(gaps.flat_map(cut).collect())
     }
 
     fn part(&self, first: usize, rows: usize) -> (Tensor, Tensor, &[u64]) {
         let narrow = |tensor: &Tensor| tensor.narrow(0, first as i64, rows as i64);
-        (
-            narrow(self.subjects.images),
-            narrow(self.subjects.labels),
-            &self.subjects.ids[first..first + rows],
-        )
+        (narrow(self.subjects.images), narrow(self.subjects.labels), &self.subjects.ids[first..first + rows])
     }
 
     fn clean(&mut self, step: &mut Step<'_>) -> Result<()> {
@@ -162,7 +159,11 @@ impl Runner<'_> {
         self.folder.add_alarms(&said)
     }
 
-    fn batch<'b>(&self, (images, labels, ids): (&'b Tensor, &'b Tensor, &'b [u64]), budget: Budget) -> Batch<'b> {
+    fn batch<'b>(
+        &self,
+        (images, labels, ids): (&'b Tensor, &'b Tensor, &'b [u64]),
+        budget: Budget,
+    ) -> Batch<'b> {
         let seed = self.config.seed;
         Batch { images, labels, ids, budget, objective: Objective::CrossEntropy, seed, restart: 0 }
     }
@@ -210,7 +211,8 @@ impl Runner<'_> {
     ) -> Result<(Tensor, Passes, Vec<String>)> {
         let (images, labels, ids) = self.part(first, attacked.len());
         let images = images.to_device(Device::Cpu).copy();
-        let rows: Vec<i64> = (0..).zip(attacked).filter(|(_, attacked)| **attacked).map(|(row, _)| row).collect();
+        let rows: Vec<i64> =
+            (0..).zip(attacked).filter(|(_, attacked)| **attacked).map(|(row, _)| row).collect();
         if rows.is_empty() {
             return Ok((images, Passes::default(), Vec::new()));
         }
@@ -222,15 +224,22 @@ impl Runner<'_> {
         let victim = self.named(&experiment.victim)?.seen(experiment.view)?;
         let options = RunOptions { until_fooled: experiment.until_fooled };
         let skipped = attacked.len() - rows.len();
-        let attacked: Attacked = run(&experiment.attack, victim.as_ref(), &batch, &options, &mut |progress| {
-            step(first + skipped + progress.done)
-        })?;
+        let attacked: Attacked =
+            run(&experiment.attack, victim.as_ref(), &batch, &options, &mut |progress| {
+                step(first + skipped + progress.done)
+            })?;
         let _ = images.shallow_clone().index_copy_(0, &index, &attacked.adversarial.to_device(Device::Cpu));
         Ok((images, attacked.passes, attacked.adjustments))
     }
 
     /// What every contender makes of the images of a chunk.
-    fn judged(&self, images: &Tensor, first: usize, attacked: &[bool], budget: Budget) -> Result<Vec<Outcome>> {
+    fn judged(
+        &self,
+        images: &Tensor,
+        first: usize,
+        attacked: &[bool],
+        budget: Budget,
+    ) -> Result<Vec<Outcome>> {
         let (clean, labels, ids) = self.part(first, attacked.len());
         let clean = clean.to_device(Device::Cpu);
         let distance = Vec::<f64>::try_from(budget.distance(&clean, &images.to_device(Device::Cpu)))?;
@@ -326,14 +335,19 @@ pub fn verify(
                 let name = &entrant.player.name;
                 let seen = Judged::new(entrant, &images, &clean, &truth)?;
                 for outcome in outcomes.iter().filter(|outcome| outcome.contender == *name) {
-                    let Some(place) = outcome.row.checked_sub(chunk.first).filter(|&place| place < chunk.rows)
+                    let Some(place) =
+                        outcome.row.checked_sub(chunk.first).filter(|&place| place < chunk.rows)
                     else {
                         continue;
                     };
                     if seen.predicted[place] != outcome.predicted || truth[place] != outcome.label {
                         wrong.push(format!(
                             "{key}: {name} says class {} of sample {} (class {}), but {} (class {}) was kept",
-                            seen.predicted[place], outcome.row, truth[place], outcome.predicted, outcome.label
+                            seen.predicted[place],
+                            outcome.row,
+                            truth[place],
+                            outcome.predicted,
+                            outcome.label
                         ));
                     }
                 }

@@ -6,8 +6,8 @@ use talion_attacks::Tried;
 use talion_core::{Result, parse_fraction};
 
 use crate::{
-    CLEAN, Cell, ClassLine, Curve, Exhibit, Experiment, Headline, Latency, Line, Outcome, Part, Proportion, Series,
-    Summary, Threat,
+    CLEAN, Cell, ClassLine, Curve, Exhibit, Experiment, Headline, Latency, Line, Outcome, Part, Proportion,
+    Series, Summary, Threat,
     checklist::checklist,
     facts::{Facts, proportion},
     mcnemar,
@@ -130,8 +130,7 @@ fn cells(
                 threat: threat(name),
                 accuracy: proportion(&own),
                 mcnemar: (!first).then(|| mcnemar(only_own, only_base)),
-                difference: (!first)
-                    .then(|| 100.0 * (proportion(&own).share() - proportion(&base).share())),
+                difference: (!first).then(|| 100.0 * (proportion(&own).share() - proportion(&base).share())),
                 psnr: mean(outcomes.iter().filter_map(|outcome| outcome.psnr)),
                 ssim: mean(outcomes.iter().filter_map(|outcome| outcome.ssim)),
                 median_distance: median(distances(outcomes)),
@@ -240,7 +239,10 @@ fn classes(facts: &Facts) -> Vec<ClassLine> {
                 let worst = facts.surviving(name, &|_| true).unwrap_or_else(|| clean.clone());
                 (of_class(&clean), of_class(&worst))
             };
-            ClassLine { class: name.clone(), contenders: contenders.map(|player| pair(&player.name)).collect() }
+            ClassLine {
+                class: name.clone(),
+                contenders: contenders.map(|player| pair(&player.name)).collect(),
+            }
         })
         .collect()
 }

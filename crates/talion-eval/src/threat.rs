@@ -19,6 +19,7 @@ pub enum Threat {
     /// Another classifier was attacked, defended or not.
     Transfer,
     /// Attacked as it runs, by its answers alone, without gradients.
+    #[serde(rename = "blackbox")]
     BlackBox,
     /// Attacked through the defence; restoration is taken for the identity when differentiating.
     Bpda,
@@ -74,11 +75,19 @@ impl Threat {
             Self::Clean => "nobody attacks",
             Self::Noise => "random changes of the full budget: a control, not an attack",
             Self::Oblivious => "attacks the bare classifier and does not know that there is a defence",
-            Self::Transfer => "attacks another classifier, defended or not, and hopes that the images fool this one too",
+            Self::Transfer => {
+                "attacks another classifier, defended or not, and hopes that the images fool this one too"
+            }
             Self::BlackBox => "asks the whole defended classifier for answers, and has no gradients",
-            Self::Bpda => "runs the defence but pretends that restoration is the identity when differentiating",
-            Self::Detached => "knows the defence and differentiates through the restoration, not through the map",
-            Self::Exact => "knows the whole pipeline and differentiates through all of it, gradient maps included",
+            Self::Bpda => {
+                "runs the defence but pretends that restoration is the identity when differentiating"
+            }
+            Self::Detached => {
+                "knows the defence and differentiates through the restoration, not through the map"
+            }
+            Self::Exact => {
+                "knows the whole pipeline and differentiates through all of it, gradient maps included"
+            }
         }
     }
 }

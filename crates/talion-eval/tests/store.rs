@@ -362,7 +362,8 @@ fn every_contender_has_one_outcome_a_sample() {
 #[test]
 fn configurations_that_cannot_be_told_apart_are_refused() {
     let (_folder, path) = temporary();
-    let changes: [(fn(&mut RunConfig), &str); 5] = [
+    type Change = fn(&mut RunConfig);
+    let changes: [(Change, &str); 5] = [
         (|config| config.experiments[1] = config.experiments[0].clone(), "experiments"),
         (|config| config.contenders[1] = config.contenders[0].clone(), "contenders"),
         (|config| config.contenders.clear(), "contenders"),

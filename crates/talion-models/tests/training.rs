@@ -120,9 +120,12 @@ fn adversarial_training_is_worth_it_and_needs_an_attack() {
         ..config()
     };
     let against = ClassifierTraining { adversarial: Some("a signed step of 0.1".into()), ..plain.clone() };
-    let train = |config: &ClassifierTraining, perturb: Option<&Perturb<'_>>| {
-        train_classifier_against(perturb, config, &data, Device::Cpu, None, &mut |_| ControlFlow::Continue(()))
-    };
+    let train =
+        |config: &ClassifierTraining, perturb: Option<&Perturb<'_>>| {
+            train_classifier_against(perturb, config, &data, Device::Cpu, None, &mut |_| {
+                ControlFlow::Continue(())
+            })
+        };
     assert!(train(&plain, Some(&signed_step)).is_err() && train(&against, None).is_err());
     let hardened = train(&against, Some(&signed_step)).unwrap();
     let plain = train(&plain, None).unwrap();

@@ -41,7 +41,11 @@ impl Networks {
     /// # Errors
     /// If the program was built from a damaged file.
     pub fn bundled_surrogate(device: Device) -> Result<Model> {
-        Model::from_bytes(SURROGATE, Path::new("(bundled) models/fashion-mnist/surrogate.safetensors"), device)
+        Model::from_bytes(
+            SURROGATE,
+            Path::new("(bundled) models/fashion-mnist/surrogate.safetensors"),
+            device,
+        )
     }
 
     /// The networks in files; the bundled ones where no file is named.

@@ -116,7 +116,9 @@ fn bare<'a>(name: &str, model: &'a Model) -> Result<Entrant<'a>> {
 fn defended<'a>(name: &str, model: &'a Model, trn: &'a Trn) -> Result<Entrant<'a>> {
     let estimator = trn.card().spec.estimator;
     if estimator == EstimatorSpec::Oracle {
-        return Err(Error::Refused("a network that is told the true labels is no defence to evaluate".into()));
+        return Err(Error::Refused(
+            "a network that is told the true labels is no defence to evaluate".into(),
+        ));
     }
     let network = match estimator {
         EstimatorSpec::None => "one-stream restoration network".to_owned(),

@@ -188,7 +188,8 @@ fn images_are_exported_and_smallest_changes_are_found() {
 
     // within a budget that holds every image, an attack that stops at the first error goes farther than one that does not
     let largest = |whole: &[&str]| {
-        let attack = ["attack", "fmn-15", "--norm", "l2", "--eps", "28", "--images", "7", "-o", "adv.safetensors"];
+        let attack =
+            ["attack", "fmn-15", "--norm", "l2", "--eps", "28", "--images", "7", "-o", "adv.safetensors"];
         let arguments: Vec<&str> = attack.iter().chain(whole).copied().collect();
         let output = talion(folder.path(), &arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));

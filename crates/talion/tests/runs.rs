@@ -131,7 +131,11 @@ fn check_and_report(folder: &Path) {
     done(&talion(folder, &verify));
     let wrong = ["runs", "verify", "runs/whole", "--model", "other", "--trn", "trn", "--surrogate", "other"];
     let output = talion(folder, &wrong);
-    assert!(!output.status.success() && text(&output.stderr).contains("undefended"), "{}", text(&output.stderr));
+    assert!(
+        !output.status.success() && text(&output.stderr).contains("undefended"),
+        "{}",
+        text(&output.stderr)
+    );
 
     let shown = done(&talion(folder, &["--json", "runs", "show", "runs/whole"]));
     let summary: serde_json::Value = serde_json::from_str(&shown).unwrap();
@@ -182,14 +186,21 @@ fn another_configuration_is_refused_and_the_papers_protocol_carries_a_banner() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     networks(folder);
-    let paper: Vec<&str> =
-        ["evaluate", "--protocol", "paper", "--images", "8", "--run", "r"].iter().chain(&NETWORKS).copied().collect();
+    let paper: Vec<&str> = ["evaluate", "--protocol", "paper", "--images", "8", "--run", "r"]
+        .iter()
+        .chain(&NETWORKS)
+        .copied()
+        .collect();
     done(&talion(folder, &paper));
     let page = std::fs::read_to_string(folder.join("r/report.html")).unwrap().to_lowercase();
     assert!(!page.contains("robust"), "nobody who knows the defence attacked it");
     let other: Vec<&str> = paper.iter().copied().chain(["--seed", "2"]).collect();
     let output = talion(folder, &other);
-    assert!(!output.status.success() && text(&output.stderr).contains("other settings"), "{}", text(&output.stderr));
+    assert!(
+        !output.status.success() && text(&output.stderr).contains("other settings"),
+        "{}",
+        text(&output.stderr)
+    );
     // the same again is done at once, and changes nothing
     let before = std::fs::read(folder.join("r/latency.json")).unwrap();
     done(&talion(folder, &paper));

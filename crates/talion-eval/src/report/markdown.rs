@@ -7,6 +7,9 @@ use super::{
 };
 use crate::{Cell, Finding, Line, Proportion, Summary, Threat};
 
+/// What writes a section.
+type Section = fn(&Runs<'_>) -> String;
+
 /// The whole report.
 pub(super) fn text(runs: &Runs<'_>) -> String {
     let mut text = format!("# {}\n", plain(&page::title(runs)));
@@ -16,7 +19,7 @@ pub(super) fn text(runs: &Runs<'_>) -> String {
             text += &format!("\n> **{}{warning}** {}\n", prefix(run.as_deref()), plain(&meaning));
         }
     }
-    let sections: [(&str, fn(&Runs<'_>) -> String); 8] = [
+    let sections: [(&str, Section); 8] = [
         ("Headline", headline),
         ("Attacks", attacks),
         ("Curves", curves),

@@ -6,8 +6,8 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use talion_attacks::{
-    Alarm, AttackSpec, AutoAttack, Batch, CATALOGUE, Cascade, Entry, Fooled, RunOptions, Stage,
-    Tried, autoattack, comparisons,
+    Alarm, AttackSpec, AutoAttack, Batch, CATALOGUE, Cascade, Entry, Fooled, RunOptions, Stage, Tried,
+    autoattack, comparisons,
 };
 use talion_core::{Archive, Budget, Classifier, Error, Norm, Objective, Result, Tensors, parse_fraction};
 use talion_data::{Dataset, DatasetSpec, Split};

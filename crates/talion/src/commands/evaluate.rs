@@ -84,9 +84,10 @@ fn by_protocol(args: &EvaluateArgs, json: bool) -> CommandResult {
     let cast = Cast::load(&args.cast, device)?;
     let entrants = cast.entrants()?;
     let header = header(args, &cast, &data, samples.ids.len(), args.adaptive_images.unwrap_or(few))?;
-    let path = args.run.clone().unwrap_or_else(|| {
-        PathBuf::from(format!("runs/{}-{}-{}", data.name(), args.protocol, args.seed))
-    });
+    let path = args
+        .run
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("runs/{}-{}-{}", data.name(), args.protocol, args.seed)));
     let mut folder = open(&path, &header, args.wait)?;
     let subjects = Subjects { images: &samples.images, labels: &samples.labels, ids: &samples.ids };
     let progress = bar(0, "evaluate");

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use talion_core::Error;
 use talion_eval::{
-    Difference, RunEntry, RunFolder, Subjects, Summary, diff, kept_exhibits, kept_latencies, list_runs, report_markdown, summarise,
-    verify, write_report,
+    Difference, RunEntry, RunFolder, Subjects, Summary, diff, kept_exhibits, kept_latencies, list_runs,
+    report_markdown, summarise, verify, write_report,
 };
 use tch::Device;
 
