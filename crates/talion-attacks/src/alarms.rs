@@ -139,7 +139,7 @@ impl fmt::Display for Alarm {
             ),
             Self::GradientInside { taken } => write!(
                 f,
-                "one answer of the classifier takes {taken} gradients inside: only attacks that differentiate through those, \
+                "one answer of the classifier takes gradients itself ({taken} of them): only attacks that differentiate through those, \
                  or that need no gradients, say what it withstands"
             ),
             Self::BlackBoxBetter { black_box, with_gradients, samples, of } => write!(

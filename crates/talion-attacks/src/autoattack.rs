@@ -112,7 +112,8 @@ pub struct Stage {
 /// What a cascade achieved. Row i belongs to row i of the images that were given.
 #[derive(Debug)]
 pub struct Cascade {
-    /// The image that fooled, or else the benign one, `[N, C, H, W]`.
+    /// The image that fooled, `[N, C, H, W]`; or else the benign one, or, without [`RunOptions::until_fooled`], what the last
+    /// attack came to.
     pub adversarial: Tensor,
     /// Which attack fooled each sample, counted from 0; [`Fooled::Benign`] for those that were classified wrong from the
     /// beginning.
@@ -212,6 +213,9 @@ fn stage(
         if let (true, Some(slot)) = (success, cascade.fooled.get_mut(row as usize)) {
             *slot = Fooled::By(number);
             fooled += 1;
+        }
+        // whoever wants whole runs wants to see how far they came, too
+        if success || !options.until_fooled {
             cascade.adversarial.get(row).copy_(&outcome.adversarial.get(place as i64));
         }
     }

@@ -193,6 +193,8 @@ pub(crate) struct WeightSearch {
     step: Tensor,
     /// Searches done, `i64`.
     search: Tensor,
+    /// Whether a search goes on though its loss has stopped falling.
+    patient: bool,
 }
 
 impl WeightSearch {
@@ -207,7 +209,13 @@ impl WeightSearch {
             fooled: filled(batch, 0.0).to_kind(Kind::Bool),
             step: filled(batch, 0.0).to_kind(Kind::Int64),
             search: filled(batch, 0.0).to_kind(Kind::Int64),
+            patient: false,
         }
+    }
+
+    /// The same, every search of which makes all its steps.
+    pub fn patient(self) -> Self {
+        Self { patient: true, ..self }
     }
 
     /// For [`Attempt::state`].
@@ -247,7 +255,7 @@ impl WeightSearch {
     pub fn advance(&mut self, fooled: &Tensor, loss: &Tensor) -> Tensor {
         self.fooled = self.fooled.logical_or(fooled);
         let last = self.step.ge(i64::from(self.steps) - 1);
-        let ended = self.stalled(loss).logical_or(&last);
+        let ended = if self.patient { last } else { self.stalled(loss).logical_or(&last) };
         self.reweigh(&ended);
         self.checked = self.checked.masked_fill(&ended, f64::INFINITY);
         self.fooled = self.fooled.logical_and(&ended.logical_not());

@@ -16,7 +16,9 @@ use crate::{
 /// What is minimised is [`crate::Cw`]'s loss plus `beta * L1`, by the fast iterative shrinkage-thresholding algorithm: after
 /// each step, changes smaller than `beta` are undone and the others reduced by it, and the next gradient is taken a
 /// little ahead. That point ahead is kept inside the box here, because a classifier is defined nowhere else. The weight is
-/// searched, and a search stopped early, as in [`crate::Cw`].
+/// searched as in [`crate::Cw`], but no search is stopped early: its loss rises and falls, and a sample that was stopped when
+/// it rose kept a change 6 to 9 % larger (the median in `L1`, 100 steps, against the same attack in another program that
+/// stops whole batches).
 ///
 /// # Budget
 /// `L1`, and `L2`. The budget's norm is the paper's decision rule: among the images that fool, the nearest in that norm is
@@ -73,7 +75,7 @@ impl Attack for Ead {
         check_number("beta", self.beta, self.beta >= 0.0, "a finite number, at least 0")?;
         let shrinkage = Shrinkage {
             attack: self.clone(),
-            weights: WeightSearch::new(batch, self.steps, self.search),
+            weights: WeightSearch::new(batch, self.steps, self.search).patient(),
             image: batch.images.detach().copy(),
             ahead: batch.images.detach().copy(),
         };

@@ -175,3 +175,62 @@ pub(crate) fn probability(logits: &Tensor, labels: &Tensor) -> Tensor {
 pub(crate) fn no_evidence(images: &Tensor) -> Tensor {
     Tensor::zeros([images.size()[0], 0], (Kind::Float, images.device())).to_kind(images.kind())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use talion_core::{gaussian_noise, logit_gradients};
+
+    /// Two linear layers with a ReLU between: linear around every point, so that all curvature is the loss's.
+    struct Piecewise {
+        first: Tensor,
+        second: Tensor,
+    }
+
+    impl Piecewise {
+        fn new() -> Self {
+            let weights = |shape: &[i64], name| {
+                gaussian_noise(shape, &[1], 5, name, 0).squeeze_dim(0).to_kind(Kind::Double)
+            };
+            Self { first: weights(&[24, 36], "first") * 0.5, second: weights(&[4, 24], "second") * 0.5 }
+        }
+    }
+
+    impl Classifier for Piecewise {
+        fn classes(&self) -> i64 {
+            4
+        }
+
+        fn logits(&self, images: &Tensor) -> Tensor {
+            let hidden = (images - 0.5).flatten(1, -1).linear::<Tensor>(&self.first, None).relu();
+            hidden.linear::<Tensor>(&self.second, None)
+        }
+    }
+
+    /// The derivative of a map of a ReLU network is the Gauss-Newton product `J^T (diag(p) - p p^T) J v`, with the Jacobian
+    /// `J` of the logits and their softmax `p`: where the network is linear, the loss alone has curvature.
+    #[test]
+    fn the_second_derivative_of_a_relu_network_is_the_gauss_newton_product() {
+        let classifier = Piecewise::new();
+        let ids: Vec<u64> = (0..5).collect();
+        let draw = |name: &str| gaussian_noise(&[1, 6, 6], &ids, 3, name, 0).to_kind(Kind::Double);
+        let (images, direction) = (draw("images") * 0.2 + 0.5, draw("direction"));
+        let labels = Tensor::from_slice(&[0_i64, 1, 2, 3, 0]);
+
+        let points = images.copy().set_requires_grad(true);
+        let map = raw_gradient(&classifier, &points, &labels, MapGraph::Differentiable).gradient;
+        let along = (&map * &direction).sum(Kind::Double);
+        let found = Tensor::run_backward(&[along], &[&points], false, false).remove(0);
+
+        let (logits, gradients) = logit_gradients(&classifier, &images);
+        let jacobian = gradients.flatten(2, -1); // [N, K, D]
+        let probabilities = logits.softmax(1, None);
+        let moved = jacobian.matmul(&direction.flatten(1, -1).unsqueeze(2)).squeeze_dim(2); // J v, [N, K]
+        let mean = (&probabilities * &moved).sum_dim_intlist(1_i64, true, Kind::Double);
+        let curved = &probabilities * (&moved - mean);
+        let expected = curved.unsqueeze(1).matmul(&jacobian).view_as(&found);
+        let error = (&found - &expected).abs().max().double_value(&[]);
+        let scale = expected.abs().max().double_value(&[]);
+        assert!(scale > 1e-3 && error < 1e-12 * scale.max(1.0), "{error} of {scale}");
+    }
+}
