@@ -7,9 +7,9 @@ use serde_json::json;
 use talion_core::{Budget, Error, write_atomically};
 use talion_data::Dataset;
 use talion_eval::{
-    Advance, Plan, Protocol, RunConfig, RunFolder, RunHeader, Scope, Setting, Subjects, Summary, Wait,
-    carry_out, exhibits, keep_exhibits, keep_latencies, kept_exhibits, kept_latencies, latencies, markdown,
-    report_markdown, summarise, write_report,
+    Advance, Plan, Player, Protocol, RunConfig, RunFolder, RunHeader, Scope, Setting, Subjects, Summary,
+    Wait, carry_out, exhibits, keep_exhibits, keep_latencies, kept_exhibits, kept_latencies, latencies,
+    markdown, report_markdown, summarise, write_report,
 };
 use tch::Device;
 
@@ -83,7 +83,9 @@ fn by_protocol(args: &EvaluateArgs, json: bool) -> CommandResult {
     let samples = Samples::first(&data, args.images.unwrap_or(many), device)?;
     let cast = Cast::load(&args.cast, device)?;
     let entrants = cast.entrants()?;
-    let header = header(args, &cast, &data, samples.ids.len(), args.adaptive_images.unwrap_or(few))?;
+    let players = entrants.iter().map(|entrant| entrant.player.clone()).collect();
+    let images = (samples.ids.len(), args.adaptive_images.unwrap_or(few));
+    let header = header(args, players, &cast.surrogates(), &data, images)?;
     let path = args
         .run
         .clone()
@@ -146,13 +148,11 @@ fn open(path: &Path, header: &RunHeader, wait: bool) -> Result<RunFolder, Error>
 
 fn header(
     args: &EvaluateArgs,
-    cast: &Cast,
+    players: Vec<Player>,
+    names: &[String],
     data: &Dataset,
-    samples: usize,
-    adaptive: usize,
+    (samples, adaptive): (usize, usize),
 ) -> Result<RunHeader, Error> {
-    let players: Vec<_> = cast.entrants()?.into_iter().map(|entrant| entrant.player).collect();
-    let names = cast.surrogates();
     let (surrogates, contenders): (Vec<_>, Vec<_>) =
         players.into_iter().partition(|player| names.contains(&player.name));
     let defended: Vec<String> =
@@ -160,7 +160,7 @@ fn header(
     let scope = Scope {
         base: BASE,
         defended: &defended,
-        surrogates: &names,
+        surrogates: names,
         budget: args.budget,
         samples,
         adaptive: adaptive.min(samples),

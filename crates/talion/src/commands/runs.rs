@@ -99,7 +99,8 @@ fn summary(run: &Path) -> Result<Summary, Error> {
 }
 
 fn list(folder: &Path, json: bool) -> CommandResult {
-    let runs = list_runs(folder)?;
+    // before the first evaluation there is no folder
+    let runs = if folder.exists() { list_runs(folder)? } else { Vec::new() };
     if json {
         let runs: Vec<_> = runs
             .iter()
