@@ -42,8 +42,8 @@ impl Mixture {
 }
 
 impl Default for Mixture {
-    /// FGSM and PGD at several budgets, and clean images. BIM, MIM and long PGD stay unseen, so that evaluation tells
-    /// what generalises.
+    /// FGSM and PGD at several budgets, clean images, and noise, which the network has to leave alone. BIM, MIM and long
+    /// PGD stay unseen, so that evaluation tells what generalises.
     fn default() -> Self {
         let linf = |name: &str, epsilon: f64, weight: f64| Ingredient {
             attack: name.parse().ok().zip(Budget::new(Norm::Linf, epsilon).ok()),
@@ -60,6 +60,10 @@ impl Default for Mixture {
             linf("pgd-7", 8.0 / 255.0, 4.0),
             linf("pgd-7", 16.0 / 255.0, 2.0),
             linf("pgd-7", 0.1, 2.0),
+            linf("noise", 4.0 / 255.0, 0.5),
+            linf("noise", 8.0 / 255.0, 1.5),
+            linf("noise", 16.0 / 255.0, 0.5),
+            linf("noise", 0.1, 0.5),
         ])
     }
 }

@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, path::Path};
 
 use serde::{Deserialize, Serialize};
-use talion_attacks::{Attack, Batch};
+use talion_attacks::{Attack, Batch, Sees};
 use talion_core::{Archive, Classifier, Error, Objective, Result, Tensors};
 use tch::{Kind, Tensor};
 
@@ -22,6 +22,7 @@ pub(super) struct Clean {
 
 /// Images attacked, restored once and mapped where the network wants it.
 pub(super) struct Pool {
+    /// What restoration should give back: the clean images, and noisy ones as they are.
     pub clean: Tensor,
     pub labels: Tensor,
     pub attacked: Tensor,
@@ -113,13 +114,27 @@ fn attack_all(
     Ok(attacked)
 }
 
+/// Which samples fell to a part of the mixture that changes images without looking at the classifier: `[N]`, boolean.
+pub(super) fn merely_noisy(mixture: &Mixture, seed: u64, round: u64, ids: &[u64]) -> Tensor {
+    let blind = |index: usize| {
+        let attack = mixture.ingredients()[index].attack.as_ref();
+        attack.and_then(|(spec, _)| spec.entry()).is_some_and(|entry| entry.sees == Sees::Nothing)
+    };
+    let rows: Vec<bool> = ids.iter().map(|&id| blind(mixture.draw(seed, round, id))).collect();
+    Tensor::from_slice(&rows)
+}
+
 impl Pool {
     /// Computes what does not change during training.
+    ///
+    /// Noise is no attack: nothing in it can be undone, and a network that tries puts something into the image that was
+    /// never there. Images that are `noisy` (`[N]`, boolean) are their own targets, and clean for the gate.
     pub(super) fn new(
         classifier: &dyn Classifier,
         trn: &Trn,
         clean: Clean,
         attacked: Tensor,
+        noisy: &Tensor,
         watch: &mut Watch<'_>,
     ) -> Result<Self> {
         let rows = attacked.size()[0];
@@ -140,8 +155,9 @@ impl Pool {
                 return Err(Error::Interrupted);
             }
         }
+        let noisy = noisy.to_device(attacked.device()).view([-1, 1, 1, 1]);
         Ok(Self {
-            clean: clean.images,
+            clean: attacked.where_self(&noisy, &clean.images),
             labels: clean.labels,
             attacked,
             answers: Tensor::cat(&answers, 0),

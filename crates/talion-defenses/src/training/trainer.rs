@@ -18,7 +18,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::{
     Mixture, TrnTraining,
-    pool::{Clean, Pool, attack},
+    pool::{Clean, Pool, attack, merely_noisy},
 };
 use crate::{
     gradient_map::MapGraph,
@@ -43,6 +43,9 @@ pub struct TrnSources<'a> {
 const REPORT_EVERY: u64 = 10;
 /// Seconds between two snapshots.
 const SNAPSHOT_SECONDS: u64 = 60;
+/// What validation images are measured under after each round: clean, noisy, an attack seen and one unseen in training.
+const MEASURED: [(&str, &str); 4] =
+    [("clean", "clean"), ("fgsm", "fgsm@8/255"), ("noise", "noise@8/255"), ("pgd", "pgd-20@8/255")];
 /// Longest gradient of a step. A batch of images that the first steps destroy would throw the weights far off.
 const LONGEST_GRADIENT: f64 = 5.0;
 
@@ -290,18 +293,18 @@ impl<'a> Trainer<'a> {
         let mut attacking = |done, total| report("attacking", done, total);
         let attacked = attack(self.classifier, &clean, mixture, config.seed, round, cache, &mut attacking)?;
         let mut preparing = |done, total| report("preparing", done, total);
-        Pool::new(self.classifier, &self.trn, clean, attacked, &mut preparing)
+        let noisy = merely_noisy(mixture, config.seed, round, &clean.ids);
+        Pool::new(self.classifier, &self.trn, clean, attacked, &noisy, &mut preparing)
     }
 
-    /// Validation images, clean and under an attack seen and one unseen in training.
+    /// Validation images, clean, noisy, and under an attack seen and one unseen in training.
     fn validation_pools(
         &self,
         validation: &Dataset,
         observe: &mut Observer<'_>,
     ) -> Result<Vec<(&'static str, Pool)>> {
         let indices: Vec<usize> = (0..self.config.validation_sample).collect();
-        let measured = [("clean", "clean"), ("fgsm", "fgsm@8/255"), ("pgd", "pgd-20@8/255")];
-        measured
+        MEASURED
             .into_iter()
             .map(|(name, mixture)| {
                 let (images, _) = validation.tensor(&indices).map_err(Error::other)?;
@@ -359,12 +362,12 @@ impl<'a> Trainer<'a> {
         self.average.copy_(&take("average")?);
         self.best.weights.copy_(&take("best")?);
         let figures = Vec::<f64>::try_from(take("best_figures")?)?;
-        if let [score, round, clean, fgsm, pgd] = figures[..] {
-            self.best.score = score;
-            self.best.round = round as u64;
+        if let [score, round, values @ ..] = &figures[..] {
+            self.best.score = *score;
+            self.best.round = *round as u64;
             if score.is_finite() {
-                let named = [("clean", clean), ("fgsm", fgsm), ("pgd", pgd)];
-                self.best.metrics = named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+                let names = MEASURED.iter().map(|(name, _)| (*name).to_owned());
+                self.best.metrics = names.zip(values.iter().copied()).collect();
             }
         }
         self.tell(observe, step, &Event::Resumed { step })?;
@@ -373,8 +376,8 @@ impl<'a> Trainer<'a> {
 
     fn save(&self, step: u64) -> Result<()> {
         let figure = |name| self.best.metrics.get(name).copied().unwrap_or(0.0);
-        let figures =
-            [self.best.score, self.best.round as f64, figure("clean"), figure("fgsm"), figure("pgd")];
+        let mut figures = vec![self.best.score, self.best.round as f64];
+        figures.extend(MEASURED.iter().map(|&(name, _)| figure(name)));
         let extra = Tensors::from([
             ("average".into(), self.average.shallow_clone()),
             ("best".into(), self.best.weights.shallow_clone()),
