@@ -3,6 +3,8 @@ Measuring classifiers and defences: who attacks what, how many survive, and how 
 
 Every figure is a count of samples with a 95 % interval. Attacks that do not see the defence (`oblivious`, the setting
 of the TRN paper) and attacks that do are never mixed: a row says which it is.
+
+[`Calibration`] tells which images are suspicious, and [`measure_detection`] what of attacks that finds.
 */
 
 mod checklist;
@@ -23,6 +25,7 @@ mod statistics;
 mod store;
 mod summarise;
 mod summary;
+mod suspicion;
 mod table;
 mod threat;
 
@@ -46,6 +49,10 @@ pub use store::{
 pub use summarise::summarise;
 pub use summary::{
     Cell, ClassLine, Curve, Exhibit, Finding, Headline, Latency, Line, Series, Summary, Tile, Verdict,
+};
+pub use suspicion::{
+    Calibration, DetectionCurve, Examined, MeasuredDetection, Pair, Roc, Suspicion, conformal_rank,
+    measure_detection, roc, suspicion,
 };
 pub use table::markdown;
 pub use threat::Threat;

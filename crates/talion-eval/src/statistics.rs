@@ -2,10 +2,12 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
+use talion_core::Error;
 
-/// So many of so many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// So many of so many. As JSON it also says the share and its interval, which are not read back but computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Counted")]
 pub struct Proportion {
     /// How many hold.
     pub count: u64,
@@ -56,6 +58,28 @@ impl Serialize for Proportion {
     }
 }
 
+/// What is read of a [`Proportion`].
+#[derive(Deserialize)]
+struct Counted {
+    count: u64,
+    total: u64,
+}
+
+impl TryFrom<Counted> for Proportion {
+    type Error = Error;
+
+    fn try_from(Counted { count, total }: Counted) -> Result<Self, Error> {
+        if count > total {
+            return Err(Error::range(
+                "the count of a proportion",
+                format!("at most its total, {total}"),
+                count,
+            ));
+        }
+        Ok(Self { count, total })
+    }
+}
+
 /// The two-sided p-value of McNemar's exact test (1947): whether two classifiers measured on the same samples differ.
 /// `only_first` and `only_second` count the samples that exactly one of them gets right.
 pub fn mcnemar(only_first: u64, only_second: u64) -> f64 {
@@ -85,6 +109,17 @@ mod tests {
         let (low, high) = Proportion { count: 0, total: 20 }.interval();
         assert!(low == 0.0 && (high - 0.1611).abs() < 5e-5, "{low} {high}");
         assert_eq!(Proportion { count: 0, total: 0 }.interval(), (0.0, 1.0));
+    }
+
+    #[test]
+    fn proportions_round_trip() {
+        for (count, total) in [(0, 0), (3, 7), (1 << 60, 1 << 61)] {
+            let proportion = Proportion { count, total };
+            let text = serde_json::to_string(&proportion).unwrap();
+            assert_eq!(serde_json::from_str::<Proportion>(&text).unwrap(), proportion);
+        }
+        let wrong = serde_json::from_str::<Proportion>(r#"{"count":8,"total":7}"#);
+        assert!(wrong.unwrap_err().to_string().contains("at most its total, 7"));
     }
 
     #[test]

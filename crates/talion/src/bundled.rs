@@ -1,9 +1,10 @@
 //! The pretrained networks that come with the program, so that it can show what it does without data or network.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use talion_core::Result;
 use talion_defenses::Trn;
+use talion_eval::Calibration;
 use talion_models::Model;
 use tch::Device;
 
@@ -19,6 +20,7 @@ pub struct Networks {
 
 const CLASSIFIER: &[u8] = include_bytes!("../../../models/fashion-mnist/classifier.safetensors");
 const ONE_STREAM: &[u8] = include_bytes!("../../../models/fashion-mnist/one-stream.safetensors");
+const CALIBRATION: &[u8] = include_bytes!("../../../models/fashion-mnist/calibration.json");
 const SURROGATE: &[u8] = include_bytes!("../../../models/fashion-mnist/surrogate.safetensors");
 const TRN: &[u8] = include_bytes!("../../../models/fashion-mnist/trn.safetensors");
 
@@ -34,6 +36,15 @@ impl Networks {
             one_stream: Some(Trn::from_bytes(ONE_STREAM, Path::new(&name("one-stream")), device)?),
             trn: Trn::from_bytes(TRN, Path::new(&name("trn")), device)?,
         })
+    }
+
+    /// What the suspicion of images is judged by behind the bundled pair, and the name to give it in errors.
+    ///
+    /// # Errors
+    /// If the program was built from a damaged file.
+    pub fn bundled_calibration() -> Result<(Calibration, PathBuf)> {
+        let origin = PathBuf::from("(bundled) models/fashion-mnist/calibration.json");
+        Ok((Calibration::from_bytes(CALIBRATION, &origin)?, origin))
     }
 
     /// A classifier of another architecture for the same data, to make images on that the bundled pair has not seen coming.

@@ -47,12 +47,16 @@ enum Command {
     Attacks(commands::attack::AttacksArgs),
     /// Measure a classifier bare and defended, under attacks that do not see the defence and under ones that do.
     Evaluate(commands::evaluate::EvaluateArgs),
+    /// Learn from clean images what suspicion is common, and measure what of attacks stands out.
+    Calibrate(commands::calibrate::CalibrateArgs),
     /// List, show, compare and check the runs that `evaluate` keeps.
     Runs(commands::runs::RunsArgs),
     /// Make a page from one run, or from several to compare them.
     Report(commands::runs::ReportArgs),
     /// Restore image files.
     Restore(commands::restore::RestoreArgs),
+    /// Serve the guard over HTTP, with a page that shows what it does.
+    Serve(Box<commands::serve::ServeArgs>),
     /// From data to table: classifier, one-stream twin, TRN, evaluation.
     Reproduce(commands::reproduce::ReproduceArgs),
 }
@@ -67,9 +71,11 @@ fn main() -> ExitCode {
         Command::Attack(args) => commands::attack::run(&args, json),
         Command::Attacks(args) => commands::attack::list(&args, json),
         Command::Evaluate(args) => commands::evaluate::run(&args, json),
+        Command::Calibrate(args) => commands::calibrate::run(&args, json),
         Command::Runs(args) => commands::runs::run(&args, json),
         Command::Report(args) => commands::runs::report(&args, json),
         Command::Restore(args) => commands::restore::run(&args, json),
+        Command::Serve(args) => commands::serve::run(&args, json),
         Command::Reproduce(args) => commands::reproduce::run(&args, json),
     };
     match result {

@@ -1,10 +1,12 @@
 //! The commands, one a file.
 
 pub mod attack;
+pub mod calibrate;
 pub mod data;
 pub mod demo;
 pub mod evaluate;
 pub mod reproduce;
 pub mod restore;
 pub mod runs;
+pub mod serve;
 pub mod train;

@@ -52,8 +52,7 @@ enum Profile {
 /// (docs/method.md, "What was tried on CIFAR-10").
 const COLOUR_PIXEL_WEIGHT: f64 = 100.0;
 /// What is shown of colour images: classifiers fall to smaller changes of these than of grey ones.
-const COLOUR_MIXTURE: &str =
-    "clean*4,fgsm@4/255*0.5,fgsm@8/255*1.5,pgd-7@2/255,pgd-7@4/255*1.5,pgd-7@8/255*4,pgd-7@12/255*1.5,\
+const COLOUR_MIXTURE: &str = "clean*4,fgsm@4/255*0.5,fgsm@8/255*1.5,pgd-7@2/255,pgd-7@4/255*1.5,pgd-7@8/255*4,pgd-7@12/255*1.5,\
      noise@4/255*0.5,noise@8/255*1.5,noise@12/255*0.5";
 
 impl Profile {
