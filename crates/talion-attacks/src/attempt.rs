@@ -44,10 +44,10 @@ impl Passes {
     /// Logits alone.
     pub const LOGITS: Self = Self { forward: 1, backward: 0 };
 
-    /// So many times as much.
+    /// So many times as much; numbers that nobody can count to stay at the largest.
     #[must_use]
     pub fn times(self, count: u64) -> Self {
-        Self { forward: self.forward * count, backward: self.backward * count }
+        Self { forward: self.forward.saturating_mul(count), backward: self.backward.saturating_mul(count) }
     }
 }
 

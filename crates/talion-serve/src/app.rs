@@ -37,8 +37,10 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     pub playground: Option<Playground>,
     pub samples: Vec<Sample>,
-    /// Cleared when the server begins to stop.
+    /// Cleared when the server is asked to stop, so that others send nothing more here.
     pub ready: AtomicBool,
+    /// Cleared when it begins to stop: from then on nothing new is taken in.
+    pub open: AtomicBool,
     /// KiB that requests in work may still take.
     pub room: Arc<Semaphore>,
     /// Pictures are decoded on as many threads as there are processors, whatever comes in.
@@ -46,9 +48,14 @@ pub struct App {
 }
 
 impl App {
-    /// Whether new work is taken in.
+    /// Whether the server has not been asked to stop.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Whether new work is taken in.
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
     }
 }
 

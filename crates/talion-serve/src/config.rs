@@ -53,6 +53,9 @@ pub struct ServeConfig {
     pub header_timeout: Duration,
     /// How long a client may take over the body of a request. Default 30 s.
     pub body_timeout: Duration,
+    /// How long `/readyz` says 503 before the server takes in nothing more, once it has been asked to stop: as long as whoever
+    /// balances load needs to notice. Default 0.
+    pub drain: Duration,
     /// Threads with networks of their own, each of which answers batches. Default 1.
     pub workers: usize,
     /// Connections at once; further ones are closed. Default 1,024.
@@ -83,6 +86,7 @@ impl Default for ServeConfig {
             deadline: Duration::from_secs(5),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            drain: Duration::ZERO,
             workers: 1,
             max_connections: 1024,
             max_in_flight: 256 << 20,

@@ -110,7 +110,7 @@ mod tests {
     fn a_larger_picture_is_averaged_and_says_so() {
         // four quarters, each of one value but for noise around it
         let value = |x: u32, y: u32| {
-            f32::from((x / 4 + 2 * (y / 4)) as u8) / 4.0 + if (x + y) % 2 == 0 { 0.1 } else { 0.0 }
+            f32::from((x / 4 + 2 * (y / 4)) as u8) / 4.0 + if (x + y).is_multiple_of(2) { 0.1 } else { 0.0 }
         };
         let values = (0..64_u32).map(|index| value(index % 8, index / 8)).collect();
         let prepared = prepare(file(1, (8, 8), values), GREY).unwrap();

@@ -108,11 +108,16 @@ pub async fn serve(
 async fn certified(files: &TlsFiles) -> Result<RustlsConfig> {
     // a provider may have been installed by whoever embeds the server; then that one is used
     let _ = rustls::crypto::ring::default_provider().install_default();
-    RustlsConfig::from_pem_chain_file(&files.certificate, &files.key).await.map_err(|source| Error::Tls {
+    let read = RustlsConfig::from_pem_chain_file(&files.certificate, &files.key).await;
+    let config = read.map_err(|source| Error::Tls {
         certificate: files.certificate.clone(),
         key: files.key.clone(),
         source,
-    })
+    })?;
+    // what is offered has to be what is spoken: a client that may choose would choose HTTP/2
+    let mut inner = rustls::ServerConfig::clone(&config.get_inner());
+    inner.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(RustlsConfig::from_config(Arc::new(inner)))
 }
 
 async fn stop_when_asked(
@@ -123,9 +128,13 @@ async fn stop_when_asked(
 ) {
     stop.await;
     app.ready.store(false, Ordering::Relaxed);
+    tracing::info!(queued = app.queue.images(), "asked to stop");
+    // whoever balances load learns from /readyz that nothing should come here any more, before anything is refused
+    tokio::time::sleep(app.config.drain).await;
+    app.open.store(false, Ordering::Relaxed);
     stopping.store(true, Ordering::Relaxed);
-    tracing::info!(queued = app.queue.images(), "stopping");
-    handle.graceful_shutdown(Some(app.config.deadline + GRACE));
+    // a body that is being read may take its time, and its answer, too
+    handle.graceful_shutdown(Some(app.config.body_timeout + app.config.deadline + GRACE));
 }
 
 /// What requests share, and the threads that work for them.
@@ -174,6 +183,7 @@ impl House {
             room: Arc::new(Semaphore::new(config.max_in_flight.div_ceil(1024))),
             decoders: Arc::new(Semaphore::new(processors)),
             ready: AtomicBool::new(true),
+            open: AtomicBool::new(true),
             config,
             facts,
             yardstick,

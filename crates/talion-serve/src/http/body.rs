@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::{Body, Bytes, to_bytes},
     extract::{FromRequest, Multipart, Request},
-    http::{HeaderMap, header},
+    http::{Extensions, HeaderMap, header},
 };
 use http_body_util::LengthLimitError;
 use tokio::sync::OwnedSemaphorePermit;
@@ -13,13 +13,16 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::reply::Refused;
 use crate::{
     app::App,
-    decode::{self, Picture},
+    decode,
+    prepare::{Prepared, prepare},
 };
 
 /// A body, and the room that it takes until it is dropped.
 pub struct Held {
     pub bytes: Bytes,
     content_type: String,
+    /// What the layers said of the request; that forms are not limited once more is among it.
+    extensions: Extensions,
     _room: OwnedSemaphorePermit,
 }
 
@@ -28,7 +31,7 @@ pub struct Held {
 /// # Errors
 /// If it is too large, comes too slowly or is cut off, or if too much is being read already.
 pub async fn read(app: &App, request: Request) -> Result<Held, Refused> {
-    if !app.is_ready() {
+    if !app.is_open() {
         return Err(Refused::Unavailable);
     }
     let limit = app.config.limits.max_body;
@@ -36,7 +39,9 @@ pub async fn read(app: &App, request: Request) -> Result<Held, Refused> {
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(Refused::TooLarge(format!("the body has more than {limit} bytes")));
     }
-    let content_type = text(request.headers(), header::CONTENT_TYPE).to_ascii_lowercase();
+    // as it is: the boundary of a form is case-sensitive
+    let content_type = text(request.headers(), header::CONTENT_TYPE).to_owned();
+    let extensions = request.extensions().clone();
     // without a length it may become as long as the limit
     let kibibytes = declared.map_or(limit, |length| length as usize).div_ceil(1024).max(1) as u32;
     let room = Arc::clone(&app.room)
@@ -44,7 +49,7 @@ pub async fn read(app: &App, request: Request) -> Result<Held, Refused> {
         .map_err(|_| Refused::Busy { retry_after: app.queue.retry_after() })?;
     let read = tokio::time::timeout(app.config.body_timeout, to_bytes(request.into_body(), limit)).await;
     match read {
-        Ok(Ok(bytes)) => Ok(Held { bytes, content_type, _room: room }),
+        Ok(Ok(bytes)) => Ok(Held { bytes, content_type, extensions, _room: room }),
         Ok(Err(error)) if is_limit(&error) => {
             Err(Refused::TooLarge(format!("the body has more than {limit} bytes")))
         }
@@ -58,31 +63,39 @@ pub async fn read(app: &App, request: Request) -> Result<Held, Refused> {
 impl Held {
     /// Whether the client says that this is JSON.
     pub fn is_json(&self) -> bool {
-        self.content_type.split(';').next().is_some_and(|kind| kind.trim() == "application/json")
+        self.kind() == "application/json"
     }
 
-    /// The images in it.
+    fn kind(&self) -> String {
+        self.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    }
+
+    /// The images in it, as the networks take them. The room that the body takes is given back when they are made.
     ///
     /// # Errors
-    /// If there is none, or one cannot be decoded within the limits.
-    pub async fn pictures(self, app: &Arc<App>) -> Result<Vec<Picture>, Refused> {
-        let limits = limits(app);
-        if self.content_type.starts_with("multipart/form-data") {
-            let files = self.files(app).await?;
-            return decoded(app, move || decode::files(files.iter().map(AsRef::as_ref), &limits)).await;
-        }
-        let json = self.is_json();
-        decoded(app, move || decode::pictures(&self.bytes, json, &limits)).await
+    /// If there is none, or one cannot be decoded within the limits or is not for these networks.
+    pub async fn images(self, app: &Arc<App>) -> Result<Vec<Prepared>, Refused> {
+        let (limits, shape) = (limits(app), app.facts.input);
+        let files = if self.kind() == "multipart/form-data" { Some(self.files(app).await?) } else { None };
+        decoded(app, move || {
+            let pictures = match files {
+                Some(files) => decode::files(files.iter().map(AsRef::as_ref), &limits)?,
+                None => decode::pictures(&self.bytes, self.is_json(), &limits)?,
+            };
+            pictures.into_iter().map(|picture| prepare(picture, shape)).collect()
+        })
+        .await
     }
 
     /// The files of a form.
-    async fn files(self, app: &App) -> Result<Vec<Bytes>, Refused> {
-        let form = Request::builder()
+    async fn files(&self, app: &App) -> Result<Vec<Bytes>, Refused> {
+        let mut form = Request::builder()
             .header(header::CONTENT_TYPE, &self.content_type)
             .body(Body::from(self.bytes.clone()))
             .map_err(|_| Refused::Malformed("the form's content type cannot be read".into()))?;
         let wrong =
             |error: &dyn std::fmt::Display| Refused::Malformed(format!("the form cannot be read: {error}"));
+        *form.extensions_mut() = self.extensions.clone();
         let mut form = Multipart::from_request(form, &()).await.map_err(|error| wrong(&error))?;
         let mut files = Vec::new();
         while let Some(field) = form.next_field().await.map_err(|error| wrong(&error))? {

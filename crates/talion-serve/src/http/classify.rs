@@ -24,7 +24,7 @@ use crate::{
     guard::{Verdict, Wants},
     pixels::{data_url, signed},
     playground::likeliest,
-    prepare::{Prepared, prepare},
+    prepare::Prepared,
     queue::{self, Job},
 };
 
@@ -120,7 +120,7 @@ pub struct Opinion {
         (status = 422, description = "Not an image for this classifier", body = ErrorBody),
         (status = 429, description = "Too much waits already; see Retry-After", body = ErrorBody),
         (status = 500, description = "The networks failed", body = ErrorBody),
-        (status = 503, description = "Starting or stopping", body = ErrorBody),
+        (status = 503, description = "Stopping", body = ErrorBody),
         (status = 504, description = "Deadline passed", body = ErrorBody),
     ),
     security((), ("bearer" = [])),
@@ -133,12 +133,11 @@ pub async fn classify(
 ) -> Result<Json<Classified>, Refused> {
     let Query(query) = query.map_err(|error| Refused::Malformed(error.body_text()))?;
     let patience = patience(request.headers(), app.config.deadline)?;
-    let pictures = body::read(&app, request).await?.pictures(&app).await?;
+    let body = body::read(&app, request).await?;
     let deadline = Instant::now() + patience;
-    let shape = app.facts.input;
-    let images: Vec<Prepared> =
-        body::decoded(&app, move || pictures.into_iter().map(|picture| prepare(picture, shape)).collect())
-            .await?;
+    let images = tokio::time::timeout_at(deadline.into(), body.images(&app))
+        .await
+        .map_err(|_| Refused::Deadline)??;
     let wants = Wants { restored: query.restored, map: query.map };
     let verdicts = judged(&app, &images, wants, deadline).await?;
     let sizes: Vec<_> = images.iter().map(|image| image.resized_from).collect();

@@ -11,9 +11,12 @@ use axum::{
 
 use crate::app::App;
 
-/// Only what comes from here may run, and nobody may frame it. Reports open in a frame of the page of runs.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; \
-     frame-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// Only what comes from here may run, and nobody may frame it.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// As [`POLICY`], and styles inside the page: a report that is shown in a frame has some, and is under the policy of its frame.
+const RUNS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
+     img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 type Page = ([(HeaderName, &'static str); 4], &'static str);
 
@@ -36,15 +39,16 @@ pub fn router() -> Router<Arc<App>> {
         ("/assets/icon.svg", "image/svg+xml", include_str!("../../assets/icon.svg")),
     ];
     let add = |router: Router<Arc<App>>, (path, kind, text): (&str, &'static str, &'static str)| {
-        router.route(path, get(move || std::future::ready(page(kind, text).into_response())))
+        let policy = if path == "/runs" { RUNS_POLICY } else { POLICY };
+        router.route(path, get(move || std::future::ready(page(kind, policy, text).into_response())))
     };
     files.into_iter().fold(Router::new(), add)
 }
 
-fn page(kind: &'static str, text: &'static str) -> Page {
+fn page(kind: &'static str, policy: &'static str, text: &'static str) -> Page {
     let headers = [
         (header::CONTENT_TYPE, kind),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_SECURITY_POLICY, policy),
         (header::REFERRER_POLICY, "no-referrer"),
         // the program may be another after a restart
         (header::CACHE_CONTROL, "no-cache"),

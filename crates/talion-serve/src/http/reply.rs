@@ -76,8 +76,8 @@ impl Refused {
                 format!("too much is waiting already; try again in {retry_after} s")
             }
             Self::Internal => "the server failed on this request; its log has the request's id".into(),
-            Self::Unavailable => "the server is starting or stopping".into(),
-            Self::Deadline => "the deadline passed before the networks came to this request".into(),
+            Self::Unavailable => "the server is stopping".into(),
+            Self::Deadline => "the deadline passed before there was an answer".into(),
         }
     }
 }

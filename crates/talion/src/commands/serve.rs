@@ -70,6 +70,9 @@ pub struct ServeArgs {
     /// Milliseconds that a client may take over the body of a request.
     #[arg(long, default_value_t = 30_000)]
     body_timeout_ms: u64,
+    /// Milliseconds that /readyz answers 503 after SIGTERM before new requests are refused.
+    #[arg(long, default_value_t = 0)]
+    drain_ms: u64,
     /// Largest body of a request, in MiB.
     #[arg(long, default_value_t = 8)]
     max_body_mib: usize,
@@ -142,6 +145,7 @@ impl ServeArgs {
             deadline: Duration::from_millis(self.deadline_ms),
             header_timeout: Duration::from_millis(self.header_timeout_ms),
             body_timeout: Duration::from_millis(self.body_timeout_ms),
+            drain: Duration::from_millis(self.drain_ms),
             workers: self.workers,
             max_connections: self.max_connections,
             max_in_flight: self.max_in_flight_mib.saturating_mul(1 << 20),
