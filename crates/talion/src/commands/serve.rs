@@ -177,7 +177,7 @@ impl ServeArgs {
         };
         let calibration = match &self.calibration {
             Some(path) => Some((Calibration::load(path)?, path.clone())),
-            None if self.model.is_none() => bundled::Networks::bundled_calibration().ok(),
+            None if self.model.is_none() => Some(bundled::Networks::bundled_calibration()?),
             None => None,
         };
         Ok(Served { networks, calibration, samples: self.offered()? })
