@@ -87,8 +87,10 @@ function detection(curves) {
     end: 1,
     traces: curves.map((curve) => ({ name: `${title(curve)}; ${knowledge(curve.view)}`, points: curve.points ?? [] })),
   });
+  const limit =
+    "None of these attackers tries to keep the suspicion low. One who knows the score can: a missing flag is no proof.";
   const wide = { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Detection of attacks" };
-  return [el("div", wide, table("Detection of attacked images", head, rows)), drawing];
+  return [el("div", wide, table("Detection of attacked images", head, rows)), el("p", {}, limit), drawing];
 }
 
 /** @param {any} model what `/v1/model` answers @returns {Node[]} */

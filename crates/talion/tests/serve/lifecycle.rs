@@ -4,10 +4,15 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
+
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{
     NPY,
@@ -222,6 +227,8 @@ fn tls_is_served_and_plain_http_on_its_port_does_no_harm() {
         Server::start_trusted(&["--tls-certificate", &certificate, "--tls-key", &key], Some(&pem));
     assert!(server.url().starts_with("https://127.0.0.1:"), "{}", server.url());
     assert_eq!(results(&server.post("/v1/classify", NPY, &batch(0..2))).len(), 2);
+    // a client that offers more is given what the server speaks
+    assert_eq!(agreed_protocol(&server, &certificate).as_deref(), Some(&b"http/1.1"[..]));
     for _ in 0..20 {
         let mut wire = server.wire();
         wire.send(&request("GET", "/healthz", &[], &[]));
@@ -247,4 +254,22 @@ fn tls_is_served_and_plain_http_on_its_port_does_no_harm() {
 
     server.signal("TERM");
     assert_eq!(server.wait(), Some(0), "{}", server.said());
+}
+
+/// What TLS agrees on with a client that would rather speak HTTP/2, as browsers would.
+fn agreed_protocol(server: &Server, certificate: &str) -> Option<Vec<u8>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificate).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let name = "127.0.0.1".try_into().unwrap();
+    let mut connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = std::net::TcpStream::connect(server.url().strip_prefix("https://").unwrap()).unwrap();
+    connection.complete_io(&mut stream).unwrap();
+    connection.alpn_protocol().map(<[u8]>::to_vec)
 }
