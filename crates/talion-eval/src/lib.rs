@@ -51,7 +51,7 @@ pub use summary::{
     Cell, ClassLine, Curve, Exhibit, Finding, Headline, Latency, Line, Series, Summary, Tile, Verdict,
 };
 pub use suspicion::{
-    Calibration, DetectionCurve, Examined, MeasuredDetection, Pair, Roc, Suspicion, conformal_rank,
+    Adaptive, Calibration, DetectionCurve, Examined, MeasuredDetection, Pair, Roc, Suspicion, conformal_rank,
     measure_detection, roc, suspicion,
 };
 pub use table::markdown;

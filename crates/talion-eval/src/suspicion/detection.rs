@@ -8,7 +8,7 @@ use talion_core::{Classifier, Error, Objective, Result, check_labels};
 use talion_defenses::{Defended, EstimatorSpec, GradientMode, Trn};
 use tch::{Device, Kind, Tensor};
 
-use super::{Calibration, roc, suspicion};
+use super::{Calibration, evading::Evading, roc, suspicion};
 use crate::{Plan, Proportion, Setting, Subjects, facts::proportion, measure::Watch};
 
 /// How well suspicion tells attacked images from clean ones that were not used in calibration.
@@ -32,7 +32,8 @@ pub struct DetectionCurve {
     pub attack: String,
     /// Its budget in words, such as `Linf 8/255`.
     pub budget: String,
-    /// What the attacker differentiated: `oblivious`, `bpda`, `detached` or `exact`; `none` for noise.
+    /// What the attacker differentiated: `oblivious`, `bpda`, `detached` or `exact`; `none` for noise; `exact, evading W` where
+    /// the score was among it, with this weight.
     pub view: String,
     /// Attacked images.
     pub samples: u64,
@@ -142,21 +143,31 @@ impl Pair<'_> {
     }
 }
 
-/// Measures false alarms on clean images, and what is found of every attack of `plan`. Attacks through the defence are run
-/// on the first `adaptive` of the images only. Every sample goes through the whole attack.
+/// How attackers are measured who know the defence.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adaptive {
+    /// Images that they attack, the first of them: through the defence everything costs more.
+    pub images: usize,
+    /// What those with exact gradients give for a nat of suspicion, in units of their loss: 0 are attackers who do not know the
+    /// score, and the larger it is the more they would rather fail than be flagged. At least 0.
+    pub evasion: f64,
+}
+
+/// Measures false alarms on clean images, and what is found of every attack of `plan`. Every sample goes through the whole
+/// attack.
 ///
 /// # Shapes
 /// `subjects` as they say.
 ///
 /// # Errors
-/// If images, labels and networks do not fit each other, the classifier gets none of the images right, an attack fails,
+/// If images, labels and networks do not fit each other, the evasion is below 0, the classifier gets none of the images right, an attack fails,
 /// or the watcher asked to stop.
 pub fn measure_detection(
     calibration: &Calibration,
     pair: &Pair<'_>,
     subjects: Subjects<'_>,
     plan: &Plan,
-    adaptive: usize,
+    adaptive: Adaptive,
     watch: &mut Watch<'_>,
 ) -> Result<MeasuredDetection> {
     let total = subjects.ids.len();
@@ -165,21 +176,26 @@ pub fn measure_detection(
     if rows != total as i64 {
         return Err(Error::range("the number of images", format!("{total}, one an id"), rows));
     }
+    if !(adaptive.evasion >= 0.0 && adaptive.evasion.is_finite()) {
+        return Err(Error::range("the evasion", "at least 0", adaptive.evasion));
+    }
     let clean = pair.examine(subjects.images, &mut |done| watch(None, done, total))?;
     let labels = Vec::<i64>::try_from(subjects.labels.to_device(Device::Cpu))?;
     let false_alarms = proportion(&calibration.flags(&clean.scores)?);
     let mut curves = Vec::new();
     for setting in &plan.settings {
-        let first = if setting.threat == GradientMode::Oblivious { total } else { adaptive.min(total) };
+        let first =
+            if setting.threat == GradientMode::Oblivious { total } else { adaptive.images.min(total) };
         let right: Vec<usize> = (0..first).filter(|&row| clean.bare[row] == labels[row]).collect();
         if right.is_empty() {
             let problem = format!("{setting}: the classifier gets none of the first {first} images right");
             return Err(Error::Refused(problem));
         }
-        let adversarial = attacked(pair, setting, subjects, (&right, plan.seed), watch)?;
+        let evasion = if setting.threat == GradientMode::Exact { adaptive.evasion } else { 0.0 };
+        let adversarial = attacked(pair, (setting, evasion), subjects, (&right, plan.seed), watch)?;
         let found = pair.examine(&adversarial, &mut |_| watch(Some(setting), right.len(), right.len()))?;
         let labels: Vec<i64> = right.iter().map(|&row| labels[row]).collect();
-        curves.push(curve(calibration, setting, &clean.scores, &found, &labels)?);
+        curves.push(curve(calibration, (setting, evasion), &clean.scores, &found, &labels)?);
     }
     Ok(MeasuredDetection { false_alarms, curves })
 }
@@ -187,7 +203,7 @@ pub fn measure_detection(
 /// The images that a setting makes of some rows.
 fn attacked(
     pair: &Pair<'_>,
-    setting: &Setting,
+    (setting, evasion): (&Setting, f64),
     subjects: Subjects<'_>,
     (rows, seed): (&[usize], u64),
     watch: &mut Watch<'_>,
@@ -206,15 +222,18 @@ fn attacked(
         restart: 0,
     };
     // oblivious, it is the bare classifier
-    let victim = Defended::new(pair.classifier, pair.trn, setting.threat)?;
+    let mut victim: Box<dyn Classifier> = Box::new(Defended::new(pair.classifier, pair.trn, setting.threat)?);
+    if evasion > 0.0 {
+        victim = Box::new(Evading::new(pair, evasion)?);
+    }
     let mut observer =
         |progress: talion_attacks::Progress| watch(Some(setting), progress.done, progress.total);
-    Ok(run(&setting.attack, &victim, &batch, &RunOptions::default(), &mut observer)?.adversarial)
+    Ok(run(&setting.attack, victim.as_ref(), &batch, &RunOptions::default(), &mut observer)?.adversarial)
 }
 
 fn curve(
     calibration: &Calibration,
-    setting: &Setting,
+    (setting, evasion): (&Setting, f64),
     clean: &[f64],
     found: &Examined,
     labels: &[i64],
@@ -227,7 +246,11 @@ fn curve(
     Ok(DetectionCurve {
         attack: setting.attack.to_string(),
         budget: setting.budget.to_string(),
-        view: if blind { "none".into() } else { setting.threat.to_string() },
+        view: match (blind, evasion > 0.0) {
+            (true, _) => "none".into(),
+            (false, true) => format!("exact, evading {evasion}"),
+            (false, false) => setting.threat.to_string(),
+        },
         samples: labels.len() as u64,
         auc: roc.auc,
         detected: proportion(&flags),
@@ -292,6 +315,10 @@ mod tests {
         trn.freeze()
     }
 
+    fn few(images: usize) -> Adaptive {
+        Adaptive { images, evasion: 0.0 }
+    }
+
     fn go_on(_: usize) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
@@ -328,7 +355,8 @@ mod tests {
         let calibration = calibrated(&pair, &images);
         let subjects = Subjects { images: &images, labels: &labels, ids: &ids };
         let plan = plan(&["noise@0.01", "fgsm@0.3", "exact:pgd-2@0.3"]);
-        let measured = measure_detection(&calibration, &pair, subjects, &plan, 7, &mut unwatched).unwrap();
+        let measured =
+            measure_detection(&calibration, &pair, subjects, &plan, few(7), &mut unwatched).unwrap();
         assert_eq!(measured.problem(), None);
         assert_eq!(measured.false_alarms, Proportion { count: 0, total: 24 });
         let said =
@@ -354,7 +382,7 @@ mod tests {
             &pair,
             subjects,
             &plan(&["pgd-3@0.1"]),
-            0,
+            few(0),
             &mut |setting, done, total| {
                 told.push((setting.is_some(), done, total));
                 ControlFlow::Continue(())
@@ -393,7 +421,7 @@ mod tests {
         let measured = |labels: &Tensor, ids: &[u64], adaptive: usize| {
             let subjects = Subjects { images: &images, labels, ids };
             let plan = plan(&["exact:fgsm@0.1"]);
-            measure_detection(&calibration, &pair, subjects, &plan, adaptive, &mut unwatched)
+            measure_detection(&calibration, &pair, subjects, &plan, few(adaptive), &mut unwatched)
         };
         assert!(measured(&labels, &ids, 2).is_ok());
         assert!(measured(&labels, &ids, 0).unwrap_err().to_string().contains("none of the first 0"));
@@ -403,5 +431,50 @@ mod tests {
         assert!(measured(&(&labels + 5_i64), &ids, 9).is_err());
         let stopped = pair.examine(&images, &mut |_| ControlFlow::Break(()));
         assert!(matches!(stopped, Err(Error::Interrupted)));
+    }
+    #[test]
+    fn an_attacker_who_knows_the_score_keeps_it_lower() {
+        let (classifier, trn) = (Linear::new(), trn(0.5));
+        let pair = Pair { classifier: &classifier, trn: &trn };
+        let (images, labels, ids) = samples(&classifier, 24);
+        let setting: Setting = "exact:pgd-10@0.1".parse().unwrap();
+        let subjects = || Subjects { images: &images, labels: &labels, ids: &ids };
+        let rows: Vec<usize> = (0..24).collect();
+        let total = |evasion: f64| {
+            let made = attacked(&pair, (&setting, evasion), subjects(), (&rows, 1), &mut unwatched).unwrap();
+            pair.examine(&made, &mut go_on).unwrap().scores.iter().sum::<f64>()
+        };
+        let (careless, careful) = (total(0.0), total(20.0));
+        assert!(careful < 0.5 * careless, "{careful} and {careless}");
+
+        let calibration = calibrated(&pair, &images);
+        let measured = |evasion: f64| {
+            let adaptive = Adaptive { images: 24, evasion };
+            let plan = plan(&["exact:pgd-2@0.1", "pgd-2@0.1"]);
+            measure_detection(&calibration, &pair, subjects(), &plan, adaptive, &mut unwatched)
+        };
+        let views: Vec<_> = measured(0.5).unwrap().curves.into_iter().map(|curve| curve.view).collect();
+        assert_eq!(views, ["exact, evading 0.5", "oblivious"]);
+        assert!(measured(-1.0).is_err() && measured(f64::NAN).is_err());
+    }
+
+    #[test]
+    fn the_gradient_of_an_attacker_who_knows_the_score_is_the_slope_of_its_loss() {
+        let (classifier, trn) = (Linear::new(), trn(0.5));
+        let classifier = Linear(classifier.0.to_kind(Kind::Double));
+        let trn = trn.to_double();
+        let pair = Pair { classifier: &classifier, trn: &trn };
+        let images = (uniform_noise(&[1, 8, 8], &[1, 2], 1, "images", 0).to_kind(Kind::Double) + 1.0) / 2.0;
+        let labels = Tensor::from_slice(&[0_i64, 2]);
+        let view = Evading::new(&pair, 0.7).unwrap();
+        let at = |images: &Tensor| view.input_gradient(images, &labels, Objective::CrossEntropy);
+        let found = at(&images);
+        let direction = gaussian_noise(&[1, 8, 8], &[5, 6], 1, "direction", 0).to_kind(Kind::Double);
+        let step = &direction * 1e-6;
+        let slope = (at(&(&images + &step)).loss - at(&(&images - &step)).loss) / 2e-6;
+        let told =
+            (found.gradient * direction).sum_dim_intlist([1_i64, 2, 3].as_slice(), false, None::<Kind>);
+        let difference = (&slope - &told).abs().max().double_value(&[]);
+        assert!(difference < 1e-4 * (1.0 + slope.abs().max().double_value(&[])), "{slope} {told}");
     }
 }

@@ -11,13 +11,14 @@ A flag is no defence: an attacker who knows the score can keep it low.
 
 mod calibration;
 mod detection;
+mod evading;
 mod roc;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 pub use calibration::{Calibration, conformal_rank};
-pub use detection::{DetectionCurve, Examined, MeasuredDetection, Pair, measure_detection};
+pub use detection::{Adaptive, DetectionCurve, Examined, MeasuredDetection, Pair, measure_detection};
 pub use roc::{Roc, roc};
 
 /// The Kullback-Leibler divergence of the classifier's answer before restoration from that after it, in nats: 0 where they

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use talion_core::{Error, Result};
 use talion_data::{Dataset, DatasetInfo, DatasetSpec, Split};
 use talion_eval::{
-    Calibration, MeasuredDetection, Pair, Plan, Setting, Subjects, conformal_rank, fingerprint,
+    Adaptive, Calibration, MeasuredDetection, Pair, Plan, Setting, Subjects, conformal_rank, fingerprint,
     measure_detection,
 };
 use talion_models::ModelCard;
@@ -51,6 +51,10 @@ pub struct CalibrateArgs {
     /// Number of these that attacks through the defence are run on, the first of them.
     #[arg(long, value_name = "N", default_value_t = 64)]
     adaptive_images: usize,
+    /// What attackers with exact gradients give to stay unsuspicious: so many times the score is taken from their loss. 0 are
+    /// attackers who do not know the score.
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
+    evasion: f64,
     /// Share of clean images that may be flagged.
     #[arg(long, value_name = "RATE", default_value_t = 0.05)]
     false_alarm_rate: f64,
@@ -83,8 +87,8 @@ const ATTACKS: [&str; 9] = [
 /// What has to be said beside figures of detection.
 const DETECTION_WARNING: &str = "\
 AUC is the chance that an attacked image scores higher than a clean one. The last column counts samples that make the
-defended classifier wrong without a flag, of those that make it wrong: the number that hurts. No attacker here tries to keep
-the score low; one who does is flagged less often. A flag is a hint, not a defence.";
+defended classifier wrong without a flag, of those that make it wrong: the number that hurts. Only attackers whose view says
+`evading` try to keep the score low (--evasion). A flag is a hint, not a defence.";
 
 /// Runs the command.
 pub fn run(args: &CalibrateArgs, json: bool) -> CommandResult {
@@ -98,8 +102,9 @@ pub fn run(args: &CalibrateArgs, json: bool) -> CommandResult {
     conformal_rank(clean.ids.len(), args.false_alarm_rate)?;
     let plan = Plan { settings: settings(args)?, seed: args.seed };
 
+    let adaptive = Adaptive { images: args.adaptive_images, evasion: args.evasion };
     let mut calibration = calibrated(&networks, &clean, held_out.name(), args.false_alarm_rate)?;
-    calibration.measured = Some(measured(&calibration, &networks, &test, &plan, args.adaptive_images)?);
+    calibration.measured = Some(measured(&calibration, &networks, &test, &plan, adaptive)?);
     calibration.save(&args.output)?;
     report(args, &calibration, json)
 }
@@ -219,7 +224,7 @@ fn measured(
     networks: &Networks,
     test: &Samples,
     plan: &Plan,
-    adaptive: usize,
+    adaptive: Adaptive,
 ) -> Result<MeasuredDetection> {
     let subjects = Subjects { images: &test.images, labels: &test.labels, ids: &test.ids };
     let (mut shown, mut progress) = (String::new(), ProgressBar::hidden());
@@ -293,5 +298,5 @@ fn table(measured: &MeasuredDetection, rate: f64) -> String {
 }
 
 fn line([attack, budget, view, images, auc, detected, missed]: [String; 7]) -> String {
-    format!("{attack:<14} {budget:<11} {view:<10} {images:>6} {auc:>6}  {detected:<18} {missed:>17}")
+    format!("{attack:<14} {budget:<11} {view:<18} {images:>6} {auc:>6}  {detected:<18} {missed:>17}")
 }
