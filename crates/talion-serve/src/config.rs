@@ -107,6 +107,10 @@ impl ServeConfig {
     /// Names the first that cannot be used.
     pub fn validate(&self) -> Result<()> {
         let limits = &self.limits;
+        let timeout = |name, value: Duration| {
+            let possible = Duration::from_millis(1)..=Duration::from_secs(3600);
+            (name, possible.contains(&value), "1 to 3600000", value.as_millis().to_string())
+        };
         let checks = [
             ("max-batch", (1..=4096).contains(&self.max_batch), "1 to 4096", self.max_batch.to_string()),
             (
@@ -116,11 +120,20 @@ impl ServeConfig {
                 self.max_wait.as_millis().to_string(),
             ),
             ("queue", (1..=1 << 20).contains(&self.queue), "1 to 1048576", self.queue.to_string()),
+            timeout("deadline-ms", self.deadline),
+            timeout("header-timeout-ms", self.header_timeout),
+            timeout("body-timeout-ms", self.body_timeout),
             (
-                "deadline-ms",
-                (Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&self.deadline),
-                "1 to 3600000",
-                self.deadline.as_millis().to_string(),
+                "drain-ms",
+                self.drain <= Duration::from_secs(3600),
+                "at most 3600000",
+                self.drain.as_millis().to_string(),
+            ),
+            (
+                "max-connections",
+                (1..=1 << 20).contains(&self.max_connections),
+                "1 to 1048576",
+                self.max_connections.to_string(),
             ),
             ("workers", (1..=64).contains(&self.workers), "1 to 64", self.workers.to_string()),
             (
@@ -174,6 +187,11 @@ mod tests {
             ("max-wait-ms", ServeConfig { max_wait: Duration::from_secs(2), ..usual() }),
             ("queue", ServeConfig { queue: 0, ..usual() }),
             ("deadline-ms", ServeConfig { deadline: Duration::ZERO, ..usual() }),
+            ("header-timeout-ms", ServeConfig { header_timeout: Duration::ZERO, ..usual() }),
+            ("body-timeout-ms", ServeConfig { body_timeout: Duration::MAX, ..usual() }),
+            ("drain-ms", ServeConfig { drain: Duration::MAX, ..usual() }),
+            ("max-connections", ServeConfig { max_connections: 0, ..usual() }),
+            ("max-connections", ServeConfig { max_connections: usize::MAX, ..usual() }),
             ("workers", ServeConfig { workers: 0, ..usual() }),
             ("max-in-flight-mib", ServeConfig { max_in_flight: 1, ..usual() }),
             ("false-alarm-rate", ServeConfig { false_alarm_rate: Some(f64::NAN), ..usual() }),

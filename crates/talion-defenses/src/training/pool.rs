@@ -198,3 +198,61 @@ fn joined(parts: &[Prepared]) -> Prepared {
         evidence: join(|part| part.evidence.as_ref()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use talion_core::uniform_noise;
+    use tch::Device;
+
+    use super::*;
+    use crate::trn::{TrnCard, TrnSpec};
+
+    /// Three classes, linear in the pixels.
+    struct Linear(Tensor);
+
+    impl Classifier for Linear {
+        fn classes(&self) -> i64 {
+            3
+        }
+
+        fn logits(&self, images: &Tensor) -> Tensor {
+            images.flatten(1, -1).matmul(&self.0)
+        }
+    }
+
+    #[test]
+    fn noisy_images_are_their_own_targets_and_attacked_ones_are_not() {
+        let classifier = Linear(uniform_noise(&[64, 3], &[1], 1, "weights", 0).squeeze_dim(0));
+        let card = TrnCard {
+            kind: TrnCard::KIND.into(),
+            spec: TrnSpec { width: 8, scales: 2, ..TrnSpec::one_stream("tiny", 1).unwrap() },
+            classes: 3,
+            classifier: "linear".into(),
+            dataset: "noise".into(),
+            seed: 3,
+            training: serde_json::Value::Null,
+            metrics: BTreeMap::new(),
+        };
+        let trn = Trn::new(card, Device::Cpu).unwrap().freeze();
+        let mixture: Mixture = "clean,noise@0.1,fgsm@0.1".parse().unwrap();
+        let ids: Vec<u64> = (0..60).collect();
+        let images = (uniform_noise(&[1, 8, 8], &ids, 1, "images", 0) + 1.0) / 2.0;
+        let clean = Clean { labels: classifier.predict(&images), images: images.copy(), ids: ids.clone() };
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        let attacked = attack(&classifier, &clean, &mixture, 1, 0, None, go_on).unwrap();
+        let noisy = merely_noisy(&mixture, 1, 0, &ids);
+        let pool = Pool::new(&classifier, &trn, clean, attacked, &noisy, go_on).unwrap();
+        let differ = |first: &Tensor, second: &Tensor| {
+            let moved = (first - second).abs().amax([1_i64, 2, 3].as_slice(), false).gt(0.0);
+            Vec::<bool>::try_from(moved).unwrap()
+        };
+        let (changed, to_undo) = (differ(&pool.attacked, &images), differ(&pool.attacked, &pool.clean));
+        for (row, &id) in ids.iter().enumerate() {
+            let part = mixture.draw(1, 0, id);
+            assert_eq!((changed[row], to_undo[row]), (part > 0, part == 2), "sample {id}");
+        }
+        assert!(changed.contains(&false) && to_undo.contains(&true));
+    }
+}
