@@ -6,6 +6,10 @@ use std::{env, path::Path};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
+    // the Python package finds the libtorch of the PyTorch that has loaded it
+    if env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
+        return;
+    }
     let Ok(libtorch) = env::var("LIBTORCH") else { return };
     let lib = Path::new(&libtorch).join("lib");
     // The canonical path: `.libtorch` is a link that a later set-up may point elsewhere.

@@ -65,10 +65,8 @@ impl<H: Serialize + DeserializeOwned> Archive<H> {
     /// # Errors
     /// As [`Archive::load`].
     pub fn from_bytes(bytes: &[u8], origin: &Path) -> Result<Self> {
-        let damaged = |error: safetensors::SafeTensorError| {
-            Error::file(origin, format!("is not a whole safetensors file ({error}); fetch or train it again"))
-        };
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+        let (_, metadata) =
+            SafeTensors::read_metadata(bytes).map_err(|error| damaged(origin, &error))?;
         let header =
             metadata.metadata().as_ref().and_then(|entries| entries.get(HEADER_KEY)).ok_or_else(|| {
                 Error::file(origin, "has no talion header; it was not written by `talion train`")
@@ -76,17 +74,32 @@ impl<H: Serialize + DeserializeOwned> Archive<H> {
         let header = serde_json::from_str(header).map_err(|error| {
             Error::file(origin, format!("has a header of another kind or version: {error}"))
         })?;
-        let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
-        let mut tensors = Tensors::new();
-        for (name, view) in file.tensors() {
-            tensors.insert(
-                name.clone(),
-                read_tensor(&view)
-                    .map_err(|problem| Error::file(origin, format!("tensor {name}: {problem}")))?,
-            );
-        }
-        Ok(Self { header, tensors })
+        Ok(Self { header, tensors: tensors_of(bytes, origin)? })
     }
+}
+
+/// The tensors of any safetensors file, whoever wrote it.
+///
+/// # Errors
+/// If the file cannot be read, is not a safetensors file, or holds a type that talion does not use.
+pub fn read_safetensors(path: &Path) -> Result<Tensors> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    tensors_of(&bytes, path)
+}
+
+fn damaged(origin: &Path, error: &safetensors::SafeTensorError) -> Error {
+    Error::file(origin, format!("is not a whole safetensors file ({error}); fetch or train it again"))
+}
+
+fn tensors_of(bytes: &[u8], origin: &Path) -> Result<Tensors> {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| damaged(origin, &error))?;
+    let mut tensors = Tensors::new();
+    for (name, view) in file.tensors() {
+        let tensor = read_tensor(&view)
+            .map_err(|problem| Error::file(origin, format!("tensor {name}: {problem}")))?;
+        tensors.insert(name.clone(), tensor);
+    }
+    Ok(tensors)
 }
 
 /// Writes `bytes` to a temporary file beside `path`, then renames it over `path`.

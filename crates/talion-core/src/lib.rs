@@ -17,7 +17,7 @@ mod error;
 mod objective;
 mod stream;
 
-pub use archive::{Archive, Tensors, write_atomically};
+pub use archive::{Archive, Tensors, read_safetensors, write_atomically};
 pub use budget::{Budget, Norm, parse_fraction};
 pub use classifier::{
     Classifier, InputGradient, autograd_loss_gradient, check_images, check_labels, gradients_taken,

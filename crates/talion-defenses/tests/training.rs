@@ -55,6 +55,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn train(&self, config: &TrnTraining, stop_at: Option<u64>, losses: &mut Vec<f64>) -> Result<Trn, Error> {
         let sources = TrnSources {
+            architecture: self.classifier.card().spec.architecture.to_string(),
             classifier: self.classifier,
             data: self.data,
             first: self.first,

@@ -1,7 +1,8 @@
 //! Layers that know both of their lives: training with batch statistics, and frozen with the norm folded away.
 
+use talion_onnx::{Builder, Var};
 use tch::{
-    Tensor,
+    Kind, Tensor,
     nn::{self, ModuleT},
 };
 
@@ -39,8 +40,18 @@ impl Conv {
         self.convolve(x, &self.weight.to_kind(x.kind()), None)
     }
 
+    pub(crate) fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        self.emit_convolution(b, x, &self.weight, None)
+    }
+
     fn convolve(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         x.conv2d(weight, bias, [self.stride, self.stride], [self.padding, self.padding], [1, 1], 1)
+    }
+
+    fn emit_convolution(&self, b: &mut Builder, x: &Var, weight: &Tensor, bias: Option<&Tensor>) -> Var {
+        let (stride, padding) = ([self.stride, self.stride], [self.padding, self.padding]);
+        let (weight, bias) = (weight.to_kind(Kind::Float), bias.map(|bias| bias.to_kind(Kind::Float)));
+        b.conv(x, &weight, bias.as_ref(), stride, padding, 1)
     }
 }
 
@@ -68,6 +79,18 @@ impl Norm {
         }
     }
 
+    /// The norm with its running statistics, whether folded or not.
+    pub(crate) fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        let (scale, shift) = match &self.folded {
+            Some((scale, shift)) => (scale.shallow_clone(), shift.shallow_clone()),
+            None => self.planes(),
+        };
+        let (scale, shift) = (scale.to_kind(Kind::Float), shift.to_kind(Kind::Float));
+        let (scale, shift) = (b.constant(&scale), b.constant(&shift));
+        let scaled = b.mul(x, &scale);
+        b.add(&scaled, &shift)
+    }
+
     /// Scale and shift, `[C]` each, that equal the norm with its running statistics.
     fn scale_and_shift(&self) -> (Tensor, Tensor) {
         let norm = &self.norm;
@@ -83,9 +106,14 @@ impl Norm {
         (scale.detach(), shift.detach())
     }
 
-    pub(crate) fn fold(&mut self) {
+    /// Scale and shift, `[1, C, 1, 1]` each.
+    fn planes(&self) -> (Tensor, Tensor) {
         let (scale, shift) = self.scale_and_shift();
-        self.folded = Some((scale.view([1, -1, 1, 1]), shift.view([1, -1, 1, 1])));
+        (scale.view([1, -1, 1, 1]), shift.view([1, -1, 1, 1]))
+    }
+
+    pub(crate) fn fold(&mut self) {
+        self.folded = Some(self.planes());
     }
 }
 
@@ -113,10 +141,24 @@ impl ConvNorm {
         }
     }
 
-    pub(crate) fn fold(&mut self) {
+    /// One convolution with bias, whether folded or not.
+    pub(crate) fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        let (weight, bias) = match &self.folded {
+            Some((weight, bias)) => (weight.shallow_clone(), bias.shallow_clone()),
+            None => self.merged(),
+        };
+        self.conv.emit_convolution(b, x, &weight, Some(&bias))
+    }
+
+    /// Weight and bias of the one convolution that equals the two.
+    fn merged(&self) -> (Tensor, Tensor) {
         let (scale, shift) = self.norm.scale_and_shift();
-        let weight = self.conv.weight.detach() * scale.view([-1, 1, 1, 1]);
-        self.folded = Some((channels_last(&weight), shift));
+        (self.conv.weight.detach() * scale.view([-1, 1, 1, 1]), shift)
+    }
+
+    pub(crate) fn fold(&mut self) {
+        let (weight, bias) = self.merged();
+        self.folded = Some((channels_last(&weight), bias));
     }
 }
 
@@ -139,9 +181,18 @@ impl Dense {
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.to_kind(self.weight.kind()).linear(&self.weight, Some(&self.bias))
     }
+
+    pub(crate) fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        b.linear(x, &self.weight.to_kind(Kind::Float), Some(&self.bias.to_kind(Kind::Float)))
+    }
 }
 
 /// Mean over height and width.
 pub(crate) fn global_average(x: &Tensor) -> Tensor {
     x.mean_dim([2_i64, 3].as_slice(), false, None)
+}
+
+/// [`global_average`] in a graph.
+pub(crate) fn emit_global_average(b: &mut Builder, x: &Var) -> Var {
+    b.global_average(x, false)
 }

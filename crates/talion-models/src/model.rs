@@ -6,8 +6,11 @@ use serde::{Deserialize, Serialize};
 use talion_core::{Archive, Classifier, Error, Result, Tensors};
 use tch::{Device, Kind, Tensor, nn};
 
+use talion_onnx::{Builder, Graph, Program, Side, Var};
+
 use crate::{
-    architecture::Architecture,
+    design::Design,
+    import::{self, ChannelOrder, Origin, Script},
     layers::{Mode, channels_last},
     networks::{self, Network},
     training::{initialise, load_variables, variables},
@@ -16,8 +19,8 @@ use crate::{
 /// Everything needed to build a network before its weights are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSpec {
-    /// Family and width.
-    pub architecture: Architecture,
+    /// What the network is: built in, or a file of somebody else's.
+    pub architecture: Design,
     /// Image channels, 1 or 3.
     pub channels: i64,
     /// Number of classes, at least 2.
@@ -26,6 +29,9 @@ pub struct ModelSpec {
     pub mean: Vec<f64>,
     /// Standard deviation of each channel, above 0.
     pub std: Vec<f64>,
+    /// The order in which the network wants the channels of a colour image; images themselves are always RGB.
+    #[serde(default, skip_serializing_if = "ChannelOrder::is_rgb")]
+    pub order: ChannelOrder,
 }
 
 impl ModelSpec {
@@ -48,6 +54,9 @@ impl ModelSpec {
         }
         if self.std.iter().any(|&value| value <= 0.0) {
             return Err(Error::range("std", "above 0", format!("{:?}", self.std)));
+        }
+        if self.order == ChannelOrder::Bgr && self.channels != 3 {
+            return Err(Error::range("channels of a network that wants BGR", "3", self.channels));
         }
         Ok(())
     }
@@ -79,46 +88,84 @@ impl ModelCard {
     pub const KIND: &'static str = "classifier";
 }
 
-/// A built-in classifier.
+/// A classifier with its card: a built-in network, or an imported one.
 ///
-/// While it trains, [`Model::forward`] uses batch statistics. [`Model::freeze`] folds batch norm and turns off weight
-/// gradients; attacks, defences and evaluation always see a frozen model.
+/// While a built-in network trains, [`Model::forward`] uses batch statistics. [`Model::freeze`] folds batch norm and turns
+/// off weight gradients; attacks, defences and evaluation always see a frozen model. Imported networks are always frozen.
 pub struct Model {
     card: ModelCard,
     store: nn::VarStore,
-    network: Box<dyn Network>,
+    body: Body,
     mean: Tensor,
     inverse_std: Tensor,
+    origin: Option<Origin>,
+}
+
+/// What answers.
+enum Body {
+    BuiltIn(Box<dyn Network>),
+    Graph(Box<Program>),
+    Script(Script),
 }
 
 impl Model {
-    /// A freshly initialised model; the weights depend on `card.seed` alone.
+    /// A freshly initialised built-in network; the weights depend on `card.seed` alone.
     ///
     /// # Errors
-    /// If the specification is invalid.
+    /// If the specification is invalid or names an imported network.
     pub fn new(card: ModelCard, device: Device) -> Result<Self> {
         card.spec.validate()?;
-        let store = nn::VarStore::new(device);
         let spec = &card.spec;
-        let network = networks::build(&store.root(), spec.architecture, spec.channels, spec.classes);
-        initialise(&store, card.seed);
-        let row = |values: &[f64]| {
-            Tensor::from_slice(values).to_kind(Kind::Float).view([1, -1, 1, 1]).to_device(device)
+        let Design::BuiltIn(architecture) = spec.architecture else {
+            return Err(Error::Refused(format!("{} is not a built-in architecture", spec.architecture)));
         };
-        let (mean, inverse_std) = (row(&spec.mean), row(&spec.std).reciprocal());
-        Ok(Self { card, store, network, mean, inverse_std })
+        let store = nn::VarStore::new(device);
+        let network = networks::build(&store.root(), architecture, spec.channels, spec.classes);
+        initialise(&store, card.seed);
+        Ok(Self::assemble(card, store, Body::BuiltIn(network)))
     }
 
-    /// Reads a checkpoint and freezes it.
+    /// Around an ONNX graph.
+    pub(crate) fn around_graph(card: ModelCard, program: Program, device: Device) -> Result<Self> {
+        card.spec.validate()?;
+        Ok(Self::assemble(card, nn::VarStore::new(device), Body::Graph(Box::new(program))))
+    }
+
+    /// Around a TorchScript program.
+    pub(crate) fn around_script(card: ModelCard, script: Script, device: Device) -> Result<Self> {
+        card.spec.validate()?;
+        Ok(Self::assemble(card, nn::VarStore::new(device), Body::Script(script)))
+    }
+
+    fn assemble(card: ModelCard, store: nn::VarStore, body: Body) -> Self {
+        let row = |values: &[f64]| {
+            Tensor::from_slice(values).to_kind(Kind::Float).view([1, -1, 1, 1]).to_device(store.device())
+        };
+        let (mean, inverse_std) = (row(&card.spec.mean), row(&card.spec.std).reciprocal());
+        Self { card, store, body, mean, inverse_std, origin: None }
+    }
+
+    /// Says where an imported model came from.
+    pub(crate) fn with_origin(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// Where an imported model came from; `None` for talion's own files.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    /// Reads a classifier and freezes it: a file that talion wrote, an ONNX or TorchScript file, or PyTorch weights of an
+    /// architecture that talion knows. See [`import`] for what the latter need beside them.
     ///
     /// # Errors
-    /// If the file is missing, damaged, of another kind, or its tensors do not fit its own specification.
+    /// If the file is missing, damaged, of another kind, or does not fit its own description.
     pub fn load(path: &Path, device: Device) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        Self::from_bytes(&bytes, path, device)
+        import::open(path, device)
     }
 
-    /// As [`Model::load`], from memory; `origin` is named in errors.
+    /// As [`Model::load`], from memory, for talion's own files only; `origin` is named in errors.
     ///
     /// # Errors
     /// As [`Model::load`].
@@ -127,23 +174,59 @@ impl Model {
         if archive.header.kind != ModelCard::KIND {
             return Err(Error::file(origin, format!("holds a {}, not a classifier", archive.header.kind)));
         }
-        let model = Self::new(archive.header, device)?;
-        load_variables(&model.store, &archive.tensors)
-            .map_err(|error| Error::file(origin, format!("does not fit its own header: {error}")))?;
+        Self::with_weights(archive.header, &archive.tensors, device)
+            .map_err(|error| Error::file(origin, format!("does not fit its own header: {error}")))
+    }
+
+    /// A built-in network with these weights, frozen.
+    ///
+    /// # Errors
+    /// If the specification is invalid, or a tensor is missing, left over or of another shape.
+    pub fn with_weights(card: ModelCard, tensors: &Tensors, device: Device) -> Result<Self> {
+        let model = Self::new(card, device)?;
+        load_variables(&model.store, tensors)?;
         Ok(model.freeze())
     }
 
     /// Writes weights and card, whole or not at all.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// If the file cannot be written, or the network was imported as a program, whose own file is the one to keep.
     pub fn save(&self, path: &Path) -> Result<()> {
+        if !matches!(self.body, Body::BuiltIn(_)) {
+            return Err(Error::Refused(format!(
+                "{} is an imported network; keep its own file",
+                self.card.spec.architecture
+            )));
+        }
         Archive { header: self.card.clone(), tensors: self.tensors() }.save(path)
     }
 
     /// The weights and running statistics by name.
     pub fn tensors(&self) -> Tensors {
-        variables(&self.store)
+        match &self.body {
+            Body::BuiltIn(_) => variables(&self.store),
+            Body::Graph(program) => {
+                let constants = &program.graph().constants;
+                constants.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+            }
+            Body::Script(script) => script.tensors(),
+        }
+    }
+
+    /// What tells this classifier from every other, as tensors: the weights, and of an imported one also the file's
+    /// SHA-256 and how images are prepared for it, which its weights say nothing of.
+    pub fn identity(&self) -> Tensors {
+        let mut identity = self.tensors();
+        if let Some(origin) = &self.origin {
+            let spec = &self.card.spec;
+            let order = i64::from(spec.order == ChannelOrder::Bgr);
+            identity.insert("talion.file".into(), Tensor::from_slice(&origin.sha256));
+            identity.insert("talion.mean".into(), Tensor::from_slice(&spec.mean));
+            identity.insert("talion.std".into(), Tensor::from_slice(&spec.std));
+            identity.insert("talion.order".into(), Tensor::from_slice(&[order]));
+        }
+        identity
     }
 
     /// The card.
@@ -156,40 +239,183 @@ impl Model {
         &mut self.card
     }
 
-    /// Its variables, for a training loop.
+    /// What kind of program an imported network is; `None` for built-in ones.
+    pub fn imported(&self) -> Option<import::Format> {
+        match self.card.spec.architecture {
+            Design::BuiltIn(_) => None,
+            Design::Imported { format, .. } => Some(format),
+        }
+    }
+
+    /// Its variables, for a training loop; an imported network has none.
     pub fn store(&self) -> &nn::VarStore {
         &self.store
     }
 
     /// Number of trained weights.
     pub fn parameters(&self) -> usize {
-        self.store.trainable_variables().iter().map(Tensor::numel).sum()
+        match &self.body {
+            Body::BuiltIn(_) => self.store.trainable_variables().iter().map(Tensor::numel).sum(),
+            Body::Graph(program) => program.parameters(),
+            Body::Script(script) => script.parameters(),
+        }
+    }
+
+    /// The graph of an imported ONNX file, as talion runs it.
+    pub fn program(&self) -> Option<&Program> {
+        match &self.body {
+            Body::Graph(program) => Some(program),
+            _ => None,
+        }
     }
 
     /// Folds batch norm into the convolutions and turns off gradients for the weights.
     #[must_use]
     pub fn freeze(mut self) -> Self {
         self.store.freeze();
-        tch::no_grad(|| self.network.fold());
+        if let Body::BuiltIn(network) = &mut self.body {
+            tch::no_grad(|| network.fold());
+        }
         self
     }
 
-    /// Logits in the given mode, the convolutions computed in `kind`.
+    /// Logits in the given mode, the convolutions of a built-in network computed in `kind`.
     ///
     /// # Shapes
     /// `images` `[N, C, H, W]` in `[0, 1]`; the result is `[N, K]`, `f32`.
+    ///
+    /// # Panics
+    /// Like every function of tch that is not fallible: if libtorch refuses, which an imported network does for images of
+    /// another size than it was made for. [`Model::try_logits`] is the one that does not.
     pub fn forward(&self, images: &Tensor, mode: Mode, kind: Kind) -> Tensor {
-        let standardised = (images - &self.mean) * &self.inverse_std;
-        let logits = self.network.forward(&channels_last(&standardised).to_kind(kind), mode);
-        logits.to_kind(images.kind())
+        match &self.body {
+            Body::BuiltIn(network) => {
+                let logits = network.forward(&channels_last(&self.standardised(images)).to_kind(kind), mode);
+                logits.to_kind(images.kind())
+            }
+            _ => self.try_logits(images).unwrap_or_else(|error| panic!("{error}")),
+        }
     }
 
-    /// The same model in double precision, for checking gradients.
+    fn standardised(&self, images: &Tensor) -> Tensor {
+        let images = match self.card.spec.order {
+            ChannelOrder::Rgb => images.shallow_clone(),
+            ChannelOrder::Bgr => images.flip([1]),
+        };
+        (images - &self.mean) * &self.inverse_std
+    }
+
+    /// Logits, or why there are none.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`; the result is `[N, K]`.
+    ///
+    /// # Errors
+    /// If the images' shape does not fit, or an operation of an imported network fails on them.
+    pub fn try_logits(&self, images: &Tensor) -> Result<Tensor> {
+        let spec = &self.card.spec;
+        let size = images.size();
+        if size.len() != 4 || size[1] != spec.channels {
+            let expected = format!("[N, {}, H, W]", spec.channels);
+            return Err(Error::Shape { what: "images", expected, found: size });
+        }
+        let logits = self.answer(&self.standardised(images))?;
+        if logits.size() != [size[0], spec.classes] {
+            let expected = format!("[{}, {}]", size[0], spec.classes);
+            return Err(Error::Shape { what: "the network's answer", expected, found: logits.size() });
+        }
+        Ok(logits.to_kind(images.kind()))
+    }
+
+    /// The network's answer to a tensor as it is, without the card's standardisation: to find out which preparation a
+    /// network was trained with.
+    ///
+    /// # Errors
+    /// If an operation of an imported network fails on it.
+    pub fn answer(&self, prepared: &Tensor) -> Result<Tensor> {
+        match &self.body {
+            Body::BuiltIn(network) => Ok(network.forward(&channels_last(prepared), Mode::Eval)),
+            Body::Graph(program) => Ok(program.run(&[prepared.shallow_clone()])?.swap_remove(0)),
+            Body::Script(script) => script.forward(prepared),
+        }
+    }
+
+    /// Checks that the model takes images of these channels and of this height and width, by asking an imported one.
+    ///
+    /// # Errors
+    /// Says which images it takes.
+    pub fn accepts(&self, channels: i64, size: [i64; 2]) -> Result<()> {
+        let (spec, usual) = (&self.card.spec, self.card.image_size);
+        let refused = |why: String| {
+            Error::Refused(format!(
+                "the classifier {} takes images of {}x{}x{}, and these are {channels}x{}x{}{why}",
+                spec.architecture, spec.channels, usual[0], usual[1], size[0], size[1]
+            ))
+        };
+        if channels != spec.channels {
+            return Err(refused(String::new()));
+        }
+        if size == usual || matches!(self.body, Body::BuiltIn(_)) {
+            return Ok(());
+        }
+        let grey = Tensor::full([1, channels, size[0], size[1]], 0.5, (Kind::Float, self.device()));
+        tch::no_grad(|| self.try_logits(&grey)).map(drop).map_err(|error| refused(format!(": {error}")))
+    }
+
+    /// The model as an ONNX graph: input `images` `[N, C, H, W]` in `[0, 1]`, output `logits` `[N, K]`, the
+    /// standardisation inside.
+    ///
+    /// # Errors
+    /// If `size` (height and width) is not positive, or the model is a TorchScript program, which cannot be written out.
+    pub fn graph(&self, size: [i64; 2]) -> Result<Graph> {
+        if size.iter().any(|side| !(1..=65_536).contains(side)) {
+            return Err(Error::range("the image size", "1 to 65536 a side", format!("{size:?}")));
+        }
+        let spec = &self.card.spec;
+        let mut builder = Builder::new(&spec.architecture.to_string());
+        let batch = Side::Named("N".into());
+        let shape = vec![batch.clone(), Side::Fixed(spec.channels), Side::Fixed(size[0]), Side::Fixed(size[1])];
+        let images = builder.input("images", Kind::Float, shape);
+        let ready = self.emit_standardised(&mut builder, &images);
+        let logits = match &self.body {
+            Body::BuiltIn(network) => network.emit(&mut builder, &ready, size),
+            Body::Graph(program) => builder.splice(program.graph(), &[&ready])?.swap_remove(0),
+            Body::Script(_) => {
+                return Err(Error::Refused(
+                    "a TorchScript program cannot be written as ONNX; export the model to ONNX from PyTorch and load \
+                     that file"
+                        .into(),
+                ));
+            }
+        };
+        builder.finish(&[("logits", &logits, vec![batch, Side::Fixed(spec.classes)])])
+    }
+
+    fn emit_standardised(&self, builder: &mut Builder, images: &Var) -> Var {
+        let spec = &self.card.spec;
+        let mut ready = images.clone();
+        if spec.order == ChannelOrder::Bgr {
+            let planes: Vec<Var> = (0..spec.channels).rev().map(|c| builder.slice(&ready, 1, c, 1)).collect();
+            ready = builder.concat(&planes.iter().collect::<Vec<_>>(), 1);
+        }
+        if spec.mean.iter().all(|&mean| mean == 0.0) && spec.std.iter().all(|&std| std == 1.0) {
+            return ready;
+        }
+        let (mean, inverse_std) = (builder.constant(&self.mean), builder.constant(&self.inverse_std));
+        let centred = builder.sub(&ready, &mean);
+        builder.mul(&centred, &inverse_std)
+    }
+
+    /// The same model in double precision, for checking gradients. A TorchScript program stays as it is.
     #[must_use]
     pub fn to_double(mut self) -> Self {
         self.store.double();
         self.mean = self.mean.to_kind(Kind::Double);
         self.inverse_std = self.inverse_std.to_kind(Kind::Double);
+        self.body = match self.body {
+            Body::Graph(program) => Body::Graph(Box::new(program.to_double())),
+            body => body,
+        };
         self.freeze()
     }
 }

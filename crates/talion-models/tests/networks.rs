@@ -15,6 +15,7 @@ fn card(architecture: &str, channels: i64) -> ModelCard {
             classes: 5,
             mean: vec![0.4; channels as usize],
             std: vec![0.3; channels as usize],
+            order: Default::default(),
         },
         dataset: "none".into(),
         image_size: [28, 28],

@@ -244,7 +244,7 @@ impl ModelFacts {
                 architecture: card.spec.architecture.to_string(),
                 dataset: card.dataset.clone(),
                 weights: tensors.values().map(Tensor::numel).sum(),
-                sha256: fingerprint(&[&tensors])?,
+                sha256: fingerprint(&[&classifier.identity()])?,
             },
             trn: TrnFacts {
                 estimator: trn.card().spec.estimator.to_string(),

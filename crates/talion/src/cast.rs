@@ -106,11 +106,24 @@ fn bare<'a>(name: &str, model: &'a Model) -> Result<Entrant<'a>> {
     let card = model.card();
     let player = Player {
         name: name.into(),
-        description: format!("{} trained on {}", card.spec.architecture, card.dataset),
-        sha256: fingerprint(&[&model.tensors()])?,
+        description: format!("{} trained on {}{}", card.spec.architecture, card.dataset, prepared(model)),
+        sha256: fingerprint(&[&model.identity()])?,
         defended: false,
     };
     Ok(Entrant { player, classifier: model, trn: None })
+}
+
+/// How images are prepared for an imported model: a result that does not say so cannot be made again.
+fn prepared(model: &Model) -> String {
+    let spec = &model.card().spec;
+    let [height, width] = model.card().image_size;
+    match model.origin() {
+        None => String::new(),
+        Some(_) => format!(
+            "; imported, fed {height}x{width} {} minus {:?} over {:?}",
+            spec.order, spec.mean, spec.std
+        ),
+    }
 }
 
 fn defended<'a>(name: &str, model: &'a Model, trn: &'a Trn) -> Result<Entrant<'a>> {
@@ -132,7 +145,7 @@ fn defended<'a>(name: &str, model: &'a Model, trn: &'a Trn) -> Result<Entrant<'a
             trn.card().dataset,
             model.card().spec.architecture
         ),
-        sha256: fingerprint(&[&model.tensors(), &trn.tensors()])?,
+        sha256: fingerprint(&[&model.identity(), &trn.tensors()])?,
         defended: true,
     };
     Ok(Entrant { player, classifier: model, trn: Some(trn) })

@@ -8,7 +8,8 @@ This is the facade: one name for everything a program needs.
 - [`models`]: classifiers, their training and checkpoints;
 - [`attacks`]: attacks, and the driver that runs them;
 - [`defenses`]: gradient maps, the Two-stream Restoration Network, the defended classifier;
-- [`eval`]: evaluation and its statistics.
+- [`eval`]: evaluation and its statistics;
+- [`onnx`]: ONNX files as differentiable graphs, and graphs as ONNX files.
 */
 
 pub use talion_attacks as attacks;
@@ -17,3 +18,4 @@ pub use talion_data as data;
 pub use talion_defenses as defenses;
 pub use talion_eval as eval;
 pub use talion_models as models;
+pub use talion_onnx as onnx;

@@ -53,6 +53,10 @@ enum Command {
     Runs(commands::runs::RunsArgs),
     /// Make a page from one run, or from several to compare them.
     Report(commands::runs::ReportArgs),
+    /// Look at classifiers, and bring your own: ONNX, TorchScript, PyTorch weights.
+    Model(commands::model::ModelArgs),
+    /// Write classifier, gradient maps and restoration as one plain ONNX file.
+    Export(commands::export::ExportArgs),
     /// Restore image files.
     Restore(commands::restore::RestoreArgs),
     /// Serve the guard over HTTP, with a page that shows what it does.
@@ -74,6 +78,8 @@ fn main() -> ExitCode {
         Command::Calibrate(args) => commands::calibrate::run(&args, json),
         Command::Runs(args) => commands::runs::run(&args, json),
         Command::Report(args) => commands::runs::report(&args, json),
+        Command::Model(args) => commands::model::run(&args, json),
+        Command::Export(args) => commands::export::run(&args, json),
         Command::Restore(args) => commands::restore::run(&args, json),
         Command::Serve(args) => commands::serve::run(&args, json),
         Command::Reproduce(args) => commands::reproduce::run(&args, json),

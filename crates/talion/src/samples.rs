@@ -2,6 +2,7 @@
 
 use talion_core::{Error, Result};
 use talion_data::Dataset;
+use talion_models::Model;
 use tch::{Device, Tensor};
 
 /// Images with labels and ids.
@@ -28,4 +29,21 @@ impl Samples {
         let ids = indices.iter().map(|&index| data.ids()[index]).collect();
         Ok(Self { images: images.to_device(device), labels: labels.to_device(device), ids })
     }
+}
+
+/// Checks that a classifier takes the images of a data set and knows its classes.
+///
+/// # Errors
+/// Says what does not fit.
+pub fn fits(model: &Model, data: &Dataset) -> Result<()> {
+    let whole = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
+    let (classes, known) = (whole(data.classes()), model.card().spec.classes);
+    if classes > known {
+        return Err(Error::Refused(format!(
+            "{} has {classes} classes, and the classifier {} knows {known}",
+            data.name(),
+            model.card().spec.architecture
+        )));
+    }
+    model.accepts(whole(data.channels()), [whole(data.height()), whole(data.width())])
 }

@@ -527,6 +527,7 @@ fn networks(folder: &Path) {
             classes: 10,
             mean: vec![0.3],
             std: vec![0.3],
+            order: Default::default(),
         },
         dataset: "fashion-mnist".into(),
         image_size: [28, 28],

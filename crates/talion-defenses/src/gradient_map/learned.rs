@@ -3,10 +3,14 @@
 //! The expectation of cross-entropy's gradient under the classifier's own softmax is exactly zero, so the weights have
 //! to come from elsewhere: here from a head that reads the sorted logits, their order, and the image's contrast.
 
-use talion_core::Classifier;
+use talion_core::{Classifier, Error, Result};
+use talion_onnx::{Builder, Var};
 use tch::{Kind, Tensor, nn};
 
-use super::{GradientMapEstimator, MapContext, MapGraph, Maps, magnitude};
+use super::{
+    Emission, EmittedMaps, GradientMapEstimator, MapContext, MapGraph, Maps, emission::saturating_softmax,
+    emit_magnitude, magnitude,
+};
 
 /// One map: the gradient of the cross-entropy with the head's distribution over labels.
 pub struct Learned {
@@ -40,6 +44,17 @@ impl Learned {
         let hidden = features.linear(&self.hidden.0, Some(&self.hidden.1)).relu();
         hidden.linear(&self.output.0, Some(&self.output.1)).softmax(1, None)
     }
+
+    /// As [`Learned::distribution`], from what [`emit_statistics`] says of the images.
+    fn emit_distribution(&self, b: &mut Builder, logits: &Var, statistics: &Var) -> Var {
+        let (sorted, _) = b.top_k(logits, self.output.1.numel() as i64, 1);
+        let (logits, sorted) = (emit_centred(b, logits), emit_centred(b, &sorted));
+        let features = b.concat(&[&logits, &sorted, statistics], 1);
+        let hidden = emit_layer(b, &features, &self.hidden);
+        let hidden = b.relu(&hidden);
+        let output = emit_layer(b, &hidden, &self.output);
+        b.softmax(&output, 1)
+    }
 }
 
 impl GradientMapEstimator for Learned {
@@ -59,6 +74,30 @@ impl GradientMapEstimator for Learned {
         let evidence = (magnitude(&gradient) + weights.amax([1_i64].as_slice(), true)) * 0.5;
         let evidence = if keep { evidence } else { evidence.detach() };
         Maps { maps: context.normalization.apply(&gradient), evidence }
+    }
+
+    fn emit(&self, emission: &mut Emission<'_>) -> Result<EmittedMaps> {
+        let (images, [_, height, width]) = (emission.images(), emission.sides());
+        if height.min(width) < 2 {
+            let found = format!("{height}x{width}");
+            return Err(Error::range("the image size", "2x2 or more for the estimator learned", found));
+        }
+        let statistics = emit_statistics(emission.builder, images, [height, width]);
+        let mut head = None;
+        let raw = emission.gradient(images, &mut |b, logits| {
+            let weights = self.emit_distribution(b, logits, &statistics);
+            let (probabilities, sum) = (saturating_softmax(b, logits), b.reduce_sum(&weights, &[1], true));
+            let expected = b.mul(&probabilities, &sum);
+            let cotangent = b.sub(&expected, &weights);
+            head = Some(weights);
+            Ok(cotangent)
+        })?;
+        let weights = head.ok_or_else(|| Error::Refused("the derivative did not ask for its seed".into()))?;
+        let b = &mut *emission.builder;
+        let (length, surest) = (emit_magnitude(b, &raw.gradient), b.reduce_max(&weights, &[1], true));
+        let (sum, half) = (b.add(&length, &surest), b.scalar(0.5));
+        let evidence = vec![b.mul(&sum, &half)];
+        Ok(EmittedMaps { maps: vec![emission.normalise(&raw.gradient)], evidence })
     }
 }
 
@@ -87,4 +126,34 @@ fn statistics(images: &Tensor) -> Tensor {
     let centre = images.mean_dim(rows.as_slice(), true, None);
     let spread = mean(&(images - &centre).square()).sqrt();
     Tensor::cat(&[mean(images), spread, mean(&across) * 4.0, mean(&down) * 4.0], 1)
+}
+
+fn emit_layer(b: &mut Builder, x: &Var, (weight, bias): &(Tensor, Tensor)) -> Var {
+    b.linear(x, &weight.to_kind(Kind::Float), Some(&bias.to_kind(Kind::Float)))
+}
+
+fn emit_centred(b: &mut Builder, values: &Var) -> Var {
+    let mean = b.reduce_mean(values, &[1], true);
+    b.sub(values, &mean)
+}
+
+/// As [`statistics`], for images of this height and width.
+fn emit_statistics(b: &mut Builder, images: &Var, size: [i64; 2]) -> Var {
+    let mean = |b: &mut Builder, values: &Var| b.reduce_mean(values, &[1, 2, 3], true);
+    let centre = mean(b, images);
+    let centred = b.sub(images, &centre);
+    let square = b.mul(&centred, &centred);
+    let variance = mean(b, &square);
+    let spread = b.sqrt(&variance);
+    let four = b.scalar(4.0);
+    let differences = [(3, size[1]), (2, size[0])].map(|(axis, length)| {
+        let (after, before) = (b.slice(images, axis, 1, length - 1), b.slice(images, axis, 0, length - 1));
+        let difference = b.sub(&after, &before);
+        let difference = b.abs(&difference);
+        let difference = mean(b, &difference);
+        b.mul(&difference, &four)
+    });
+    let [across, down] = differences;
+    let all = b.concat(&[&centre, &spread, &across, &down], 1);
+    b.flatten(&all)
 }

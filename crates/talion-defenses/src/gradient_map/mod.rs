@@ -4,6 +4,7 @@
 //! takes gradients of cross-entropy at labels and points of its own choice. One estimator a file.
 
 mod coarse;
+mod emission;
 mod learned;
 mod oracle;
 mod predicted;
@@ -13,10 +14,13 @@ mod top_k;
 mod walk_back;
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, InputGradient, Objective};
+use talion_core::{Classifier, InputGradient, Objective, Result};
+use talion_onnx::{Builder, Var};
 use tch::{Kind, Tensor, nn};
 
 pub use coarse::Coarse;
+pub(crate) use emission::classify;
+pub use emission::{Emission, EmittedMaps};
 pub use learned::Learned;
 pub use oracle::Oracle;
 pub use predicted::Predicted;
@@ -60,7 +64,7 @@ pub struct MapContext<'a> {
 }
 
 /// Estimates the gradient maps of images whose true labels are unknown.
-pub trait GradientMapEstimator {
+pub trait GradientMapEstimator: Send {
     /// Maps per image; each has as many channels as the image.
     fn maps(&self) -> i64;
 
@@ -72,6 +76,13 @@ pub trait GradientMapEstimator {
     /// # Shapes
     /// `images` `[N, C, H, W]` in `[0, 1]`; see [`Maps`] for the result.
     fn estimate(&self, context: &MapContext<'_>, images: &Tensor) -> Maps;
+
+    /// Writes what [`GradientMapEstimator::estimate`] computes into a graph, the classifier's derivative spelt out.
+    ///
+    /// # Errors
+    /// If there is no such graph: the estimator needs what a defence does not have, or images of another size, or the
+    /// classifier's derivative cannot be written.
+    fn emit(&self, emission: &mut Emission<'_>) -> Result<EmittedMaps>;
 }
 
 /// Builds the estimator that `spec` names. Learned parts take their weights from `path`.
@@ -126,6 +137,36 @@ impl Normalization {
             }
         }
     }
+
+    /// As [`Normalization::apply`], in a graph.
+    pub(crate) fn emit(self, b: &mut Builder, gradient: &Var) -> Var {
+        let rows = [1, 2, 3];
+        let size = b.abs(gradient);
+        let largest = b.reduce_max(&size, &rows, true);
+        let largest = emit_one_for_zero(b, &largest);
+        let scaled = b.div(gradient, &largest);
+        match self {
+            Self::Max => scaled,
+            Self::Sign => b.sign(&scaled),
+            Self::Rms => {
+                let square = b.mul(&scaled, &scaled);
+                let mean_square = b.reduce_mean(&square, &rows, true);
+                let safe = emit_one_for_zero(b, &mean_square);
+                let root = b.sqrt(&safe);
+                let (inverse, three) = (b.reciprocal(&root), b.scalar(3.0));
+                let factor = b.div(&inverse, &three);
+                let scaled = b.mul(&scaled, &factor);
+                b.clip(&scaled, -1.0, 1.0)
+            }
+        }
+    }
+}
+
+/// Sizes, none of them negative, with 1 in the place of 0.
+fn emit_one_for_zero(b: &mut Builder, sizes: &Var) -> Var {
+    let (zero, one) = (b.scalar(0.0), b.scalar(1.0));
+    let positive = b.greater(sizes, &zero);
+    b.where_(&positive, sizes, &one)
 }
 
 /// Cross-entropy's gradient at `points` for `labels`, in the graph or not as `graph` says.
@@ -166,9 +207,27 @@ pub(crate) fn magnitude(gradient: &Tensor) -> Tensor {
     ((mean + 1e-12).log() / 10.0 + 1.0).unsqueeze(1)
 }
 
+/// As [`magnitude`], in a graph.
+pub(crate) fn emit_magnitude(b: &mut Builder, gradient: &Var) -> Var {
+    let size = b.abs(gradient);
+    let mean = b.reduce_mean(&size, &[1, 2, 3], false);
+    let (least, ten, one) = (b.scalar(1e-12), b.scalar(10.0), b.scalar(1.0));
+    let mean = b.add(&mean, &least);
+    let logarithm = b.log(&mean);
+    let logarithm = b.div(&logarithm, &ten);
+    let shifted = b.add(&logarithm, &one);
+    b.unsqueeze(&shifted, &[1])
+}
+
 /// The probability that `logits` give to `labels`, `[N, 1]`.
 pub(crate) fn probability(logits: &Tensor, labels: &Tensor) -> Tensor {
     logits.softmax(1, None).gather(1, &labels.unsqueeze(1), false)
+}
+
+/// As [`probability`], in a graph.
+pub(crate) fn emit_probability(b: &mut Builder, logits: &Var, labels: &Var) -> Var {
+    let (probabilities, column) = (b.softmax(logits, 1), b.unsqueeze(labels, &[1]));
+    b.gather_elements(&probabilities, &column, 1)
 }
 
 /// No evidence: `[N, 0]`.
@@ -180,6 +239,8 @@ pub(crate) fn no_evidence(images: &Tensor) -> Tensor {
 mod tests {
     use super::*;
     use talion_core::{gaussian_noise, logit_gradients};
+    use talion_onnx::{Program, Side};
+    use tch::Device;
 
     /// Two linear layers with a ReLU between: linear around every point, so that all curvature is the loss's.
     struct Piecewise {
@@ -232,5 +293,27 @@ mod tests {
         let error = (&found - &expected).abs().max().double_value(&[]);
         let scale = expected.abs().max().double_value(&[]);
         assert!(scale > 1e-3 && error < 1e-12 * scale.max(1.0), "{error} of {scale}");
+    }
+
+    #[test]
+    fn graphs_normalise_alike_down_to_rows_of_nothing() {
+        let gradient = gaussian_noise(&[3, 4, 5], &[0, 1, 2], 1, "gradient", 0);
+        let scales = Tensor::from_slice(&[1.0_f32, 1e-30, 0.0]).view([3, 1, 1, 1]);
+        let gradient = gradient * scales;
+        for normalization in [Normalization::Rms, Normalization::Max, Normalization::Sign] {
+            let mut b = Builder::new("normalization");
+            let shape = || vec![Side::Named("N".into()), Side::Fixed(3), Side::Fixed(4), Side::Fixed(5)];
+            let x = b.input("gradient", Kind::Float, shape());
+            let (map, length) = (normalization.emit(&mut b, &x), emit_magnitude(&mut b, &x));
+            let sides = vec![Side::Named("N".into()), Side::Fixed(1)];
+            let graph = b.finish(&[("map", &map, shape()), ("length", &length, sides)]).unwrap();
+            let found = Program::new(graph, Device::Cpu).unwrap().run(&[gradient.shallow_clone()]).unwrap();
+            let expected = [normalization.apply(&gradient), magnitude(&gradient)];
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.size(), expected.size());
+                let off = (found - expected).abs().max().double_value(&[]);
+                assert!(off < 1e-5, "{normalization:?}: {off}");
+            }
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! The map at the true label, which no defender has. It bounds what any label could gain, and nothing else: training
 //! on it leaks the label into the map, so training refuses it and evaluation marks it wherever it appears.
 
+use talion_core::{Error, Result};
 use tch::Tensor;
 
-use super::{GradientMapEstimator, MapContext, Maps, magnitude, probability, raw_gradient};
+use super::{
+    Emission, EmittedMaps, GradientMapEstimator, MapContext, Maps, magnitude, probability, raw_gradient,
+};
 
 /// One map, at [`MapContext::true_labels`]; where these are unknown, at the predicted ones.
 pub struct Oracle;
@@ -25,5 +28,11 @@ impl GradientMapEstimator for Oracle {
         let raw = raw_gradient(context.classifier, images, &labels, context.graph);
         let evidence = Tensor::cat(&[magnitude(&raw.gradient), probability(&raw.logits, &labels)], 1);
         Maps { maps: context.normalization.apply(&raw.gradient), evidence }
+    }
+
+    fn emit(&self, _emission: &mut Emission<'_>) -> Result<EmittedMaps> {
+        Err(Error::Refused(
+            "the oracle needs the true label, which no defence has: it cannot be exported".into(),
+        ))
     }
 }

@@ -1,8 +1,9 @@
 //! A map for each of the k most likely labels: if the true label is among them, so is its gradient.
 
+use talion_core::Result;
 use tch::Tensor;
 
-use super::{GradientMapEstimator, MapContext, Maps, logits, raw_gradient};
+use super::{Emission, EmittedMaps, GradientMapEstimator, MapContext, Maps, logits, raw_gradient};
 
 /// `k` maps, the most likely label's first.
 pub struct TopK {
@@ -31,5 +32,21 @@ impl GradientMapEstimator for TopK {
             .collect();
         let evidence = logits.softmax(1, None).gather(1, &ranked, false);
         Maps { maps: Tensor::cat(&maps, 1), evidence }
+    }
+
+    fn emit(&self, emission: &mut Emission<'_>) -> Result<EmittedMaps> {
+        let (images, logits) = (emission.images(), emission.logits()?);
+        let b = &mut *emission.builder;
+        let (_, ranked) = b.top_k(&logits, self.k, 1);
+        let probabilities = b.softmax(&logits, 1);
+        let evidence = vec![b.gather_elements(&probabilities, &ranked, 1)];
+        // One batch of all ranks: the classifier and its derivative are in the graph once, not once a rank.
+        let copies = usize::try_from(self.k).unwrap_or(1);
+        let points = b.concat(&vec![images; copies], 0);
+        let labels = b.transpose(&ranked, &[1, 0]);
+        let labels = b.reshape(&labels, &[-1]);
+        let raw = emission.label_gradient(&points, &labels)?;
+        let maps = emission.normalise(&raw.gradient);
+        Ok(EmittedMaps { maps: emission.parts(&maps, copies), evidence })
     }
 }

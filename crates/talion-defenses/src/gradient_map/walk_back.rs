@@ -5,9 +5,14 @@
 //! On a clean image that map points at a perturbation that is not there. The evidence tells the two apart: walking
 //! back hardly changes the confidence in a clean image's label, and destroys that in an attacked one's.
 
+use talion_core::{Error, Result};
+use talion_onnx::{Builder, Var};
 use tch::Tensor;
 
-use super::{GradientMapEstimator, MapContext, Maps, logits, magnitude, probability, raw_gradient};
+use super::{
+    Emission, EmittedMaps, GradientMapEstimator, MapContext, Maps, emit_magnitude, emit_probability, logits,
+    magnitude, probability, raw_gradient,
+};
 
 /// Three maps: the input's label half-way and at a fifth of the way from the restoration to the input, and the
 /// input's least likely label half-way.
@@ -53,6 +58,43 @@ impl GradientMapEstimator for WalkBack {
         );
         Maps { maps: Tensor::cat(&maps.chunk(3, 0), 1), evidence }
     }
+
+    fn emit(&self, emission: &mut Emission<'_>) -> Result<EmittedMaps> {
+        let (images, restored) = (emission.images(), emission.coarse());
+        let logits = emission.logits()?;
+        let b = &mut *emission.builder;
+        let (given, least) = (b.arg_max(&logits, 1), b.arg_min(&logits, 1));
+        let way = b.sub(images, restored);
+        let near = emit_towards(b, restored, &way, NEAR);
+        let far = emit_towards(b, restored, &way, FAR);
+        let points = b.concat(&[&near, &far, &near], 0);
+        let labels = b.concat(&[&given, &given, &least], 0);
+        let raw = emission.label_gradient(&points, &labels)?;
+        let maps = emission.normalise(&raw.gradient);
+        let magnitudes = emit_magnitude(emission.builder, &raw.gradient);
+        let [logits_near, logits_far, _] = thirds(emission, &raw.logits)?;
+        let mut evidence = vec![
+            emit_probability(emission.builder, &logits, &given),
+            emit_probability(emission.builder, &logits_near, &given),
+            emit_probability(emission.builder, &logits_far, &given),
+            emit_moved(emission.builder, &way),
+        ];
+        evidence.extend(thirds(emission, &magnitudes)?);
+        let classes = emission.classes();
+        evidence.push(emit_second_best(emission.builder, &logits_far, &given, classes));
+        Ok(EmittedMaps { maps: thirds(emission, &maps)?.into(), evidence })
+    }
+}
+
+fn thirds(emission: &mut Emission<'_>, stacked: &Var) -> Result<[Var; 3]> {
+    let parts = emission.parts(stacked, 3);
+    parts.try_into().map_err(|parts: Vec<Var>| Error::range("parts of the batch", "3", parts.len()))
+}
+
+fn emit_towards(b: &mut Builder, restored: &Var, way: &Var, share: f64) -> Var {
+    let share = b.scalar(share);
+    let step = b.mul(way, &share);
+    b.add(restored, &step)
 }
 
 /// How far the first restoration moved each image, in units of a usual attack's 8/255.
@@ -61,8 +103,23 @@ fn moved(images: &Tensor, restored: &Tensor) -> Tensor {
     (images - restored).abs().mean_dim(rows.as_slice(), false, None).unsqueeze(1) * (255.0 / 8.0)
 }
 
+/// As [`moved`], of the difference of the two.
+fn emit_moved(b: &mut Builder, way: &Var) -> Var {
+    let size = b.abs(way);
+    let mean = b.reduce_mean(&size, &[1, 2, 3], false);
+    let (mean, scale) = (b.unsqueeze(&mean, &[1]), b.scalar(255.0 / 8.0));
+    b.mul(&mean, &scale)
+}
+
 /// The largest probability of any other label.
 fn second_best(logits: &Tensor, given: &Tensor) -> Tensor {
     let others = logits.softmax(1, None).scatter_value(1, &given.unsqueeze(1), 0.0);
     others.amax([1_i64].as_slice(), true)
+}
+
+fn emit_second_best(b: &mut Builder, logits: &Var, given: &Var, classes: i64) -> Var {
+    let (probabilities, hot, one) = (b.softmax(logits, 1), b.one_hot(given, classes), b.scalar(1.0));
+    let other = b.sub(&one, &hot);
+    let others = b.mul(&probabilities, &other);
+    b.reduce_max(&others, &[1], true)
 }

@@ -10,10 +10,7 @@ use std::{
 use serde_json::json;
 use talion_core::{Classifier, Error, Result, Tensors, shuffled};
 use talion_data::Dataset;
-use talion_models::{
-    Model,
-    training::{Event, Observer, Optimizer, Parameters, Snapshot, clip_to_norm, one_cycle},
-};
+use talion_models::training::{Event, Observer, Optimizer, Parameters, Snapshot, clip_to_norm, one_cycle};
 use tch::{Kind, Reduction, Tensor};
 
 use super::{
@@ -28,7 +25,9 @@ use crate::{
 /// What a training run reads and where it keeps its state.
 pub struct TrnSources<'a> {
     /// The classifier to defend, frozen.
-    pub classifier: &'a Model,
+    pub classifier: &'a dyn Classifier,
+    /// What the classifier is, for the network's card.
+    pub architecture: String,
     /// The whole training split; validation images are set aside from it.
     pub data: &'a Dataset,
     /// A trained one-stream network, for specifications with a first pass.
@@ -73,7 +72,7 @@ pub fn train_trn(config: &TrnTraining, sources: &TrnSources<'_>, observe: &mut O
 
 struct Trainer<'a> {
     config: &'a TrnTraining,
-    classifier: &'a Model,
+    classifier: &'a dyn Classifier,
     cache: Option<PathBuf>,
     /// Tells classifier and data apart in the names of cached files.
     identity: serde_json::Value,
@@ -100,7 +99,7 @@ impl<'a> Trainer<'a> {
             kind: TrnCard::KIND.into(),
             spec: config.spec.clone(),
             classes: classifier.classes(),
-            classifier: classifier.card().spec.architecture.to_string(),
+            classifier: sources.architecture.clone(),
             dataset: train.name().to_owned(),
             seed: config.seed,
             training: serde_json::to_value(config).unwrap_or_default(),
@@ -416,7 +415,7 @@ fn detection(gate: &Tensor, batch: &Pool) -> Tensor {
 }
 
 /// The classifier's answers to a few images, bit for bit: another classifier gives others.
-fn fingerprint(classifier: &Model, data: &Dataset) -> Result<Vec<u32>> {
+fn fingerprint(classifier: &dyn Classifier, data: &Dataset) -> Result<Vec<u32>> {
     let (images, _) = data.tensor(&[0, 1]).map_err(Error::other)?;
     let logits = tch::no_grad(|| classifier.logits(&images.to_device(classifier.device())));
     let values = Vec::<f32>::try_from(logits.to_kind(Kind::Float).flatten(0, -1))?;

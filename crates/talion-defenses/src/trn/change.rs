@@ -1,5 +1,6 @@
 //! What a pass of the network wants done to each image.
 
+use talion_onnx::{Builder, Var};
 use tch::Tensor;
 
 /// A change to a batch of images: what to add, and whether to.
@@ -49,5 +50,38 @@ impl Change {
             residual: Tensor::cat(&residuals, 0),
             gate: (!gates.is_empty()).then(|| Tensor::cat(&gates, 0)),
         })
+    }
+}
+
+/// A [`Change`] in a graph.
+pub(super) struct EmittedChange {
+    pub(super) residual: Var,
+    pub(super) gate: Option<Var>,
+}
+
+impl EmittedChange {
+    /// As [`Change::then`].
+    pub(super) fn then(&self, b: &mut Builder, later: Self) -> Self {
+        let gate = match (&self.gate, later.gate) {
+            (Some(gate), Some(correction)) => Some(b.add(gate, &correction)),
+            (Some(gate), None) => Some(gate.clone()),
+            (None, gate) => gate,
+        };
+        Self { residual: b.add(&self.residual, &later.residual), gate }
+    }
+
+    /// As [`Change::apply`].
+    pub(super) fn apply(&self, b: &mut Builder, images: &Var, bound: f64) -> Var {
+        let (bounded, bound) = (b.tanh(&self.residual), b.scalar(bound));
+        let bounded = b.mul(&bounded, &bound);
+        let added = match &self.gate {
+            Some(gate) => {
+                let open = b.sigmoid(gate);
+                b.mul(&bounded, &open)
+            }
+            None => bounded,
+        };
+        let changed = b.add(images, &added);
+        b.clip(&changed, 0.0, 1.0)
     }
 }

@@ -1,6 +1,7 @@
 //! The Fusion Block: explores the two streams, then fuses them.
 
 use serde::{Deserialize, Serialize};
+use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
 use super::layers::Conv;
@@ -53,5 +54,32 @@ impl FusionBlock {
             }
         };
         (self.merge.forward(&explored) + image).relu_()
+    }
+
+    /// As [`FusionBlock::forward`].
+    pub(super) fn emit(&self, b: &mut Builder, image: &Var, gradient: &Var) -> Var {
+        let both = b.concat(&[image, gradient], 1);
+        let explored = match &self.gates {
+            None => both,
+            Some(gates) => gates.emit(b, &both, self.merge.outputs()),
+        };
+        let merged = self.merge.emit(b, &explored);
+        let sum = b.add(&merged, image);
+        b.relu(&sum)
+    }
+}
+
+impl Gates {
+    /// What the gates let through of both streams, `width` channels each.
+    fn emit(&self, b: &mut Builder, both: &Var, width: i64) -> Var {
+        let local = self.local.emit(b, both);
+        let local = b.sigmoid(&local);
+        let summary = b.global_average(both, true);
+        let open = self.global.emit(b, &summary);
+        let open = b.sigmoid(&open);
+        let gated = b.mul(both, &local);
+        let (image, gradient) = (b.slice(&gated, 1, 0, width), b.slice(&gated, 1, width, width));
+        let gradient = b.mul(&gradient, &open);
+        b.concat(&[&image, &gradient], 1)
     }
 }

@@ -1,9 +1,10 @@
 //! Layers of the restoration network: no norms, so that a row never depends on its batch.
 
 use talion_models::channels_last;
-use tch::{Tensor, nn};
+use talion_onnx::{Builder, Var};
+use tch::{Kind, Tensor, nn};
 
-use super::texture::{TEXTURES, texture};
+use super::texture::{TEXTURES, emit_texture, texture};
 
 /// A convolution with bias that keeps the size, or halves it with `stride` 2.
 pub(super) struct Conv {
@@ -28,6 +29,17 @@ impl Conv {
         x.conv2d(&self.weight, Some(&self.bias), [stride, stride], [padding, padding], [1, 1], 1)
     }
 
+    pub(super) fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        let (stride, padding) = ([self.stride, self.stride], [self.padding, self.padding]);
+        let (weight, bias) = (self.weight.to_kind(Kind::Float), self.bias.to_kind(Kind::Float));
+        b.conv(x, &weight, Some(&bias), stride, padding, 1)
+    }
+
+    /// Channels that come out.
+    pub(super) fn outputs(&self) -> i64 {
+        self.bias.numel() as i64
+    }
+
     /// Makes the layer's output zero, or small where zero would stop its inputs from learning.
     pub(super) fn scale_weights(&self, factor: f64) {
         let _ = self.weight.shallow_clone().g_mul_scalar_(factor);
@@ -50,6 +62,14 @@ impl Residual {
 
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         (self.second.forward(&self.first.forward(x).relu_()) + x).relu_()
+    }
+
+    pub(super) fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        let y = self.first.emit(b, x);
+        let y = b.relu(&y);
+        let y = self.second.emit(b, &y);
+        let sum = b.add(&y, x);
+        b.relu(&sum)
     }
 }
 
@@ -79,6 +99,19 @@ impl Encoder {
         for (entry, block) in self.entries.iter().zip(&self.blocks) {
             x = block.forward(&entry.forward(&x).relu_());
             features.push(x.shallow_clone());
+        }
+        features
+    }
+
+    /// As [`Encoder::forward`].
+    pub(super) fn emit(&self, b: &mut Builder, input: &Var) -> Vec<Var> {
+        let mut x = input.clone();
+        let mut features = Vec::with_capacity(self.blocks.len());
+        for (entry, block) in self.entries.iter().zip(&self.blocks) {
+            x = entry.emit(b, &x);
+            x = b.relu(&x);
+            x = block.emit(b, &x);
+            features.push(x.clone());
         }
         features
     }
@@ -113,6 +146,20 @@ impl Decoder {
         Some(self.output.forward(&x))
     }
 
+    /// As [`Decoder::forward`], for features of which the finest have this height and width.
+    pub(super) fn emit(&self, b: &mut Builder, features: &[Var], size: [i64; 2]) -> Option<Var> {
+        let (coarsest, skips) = features.split_last()?;
+        let mut x = coarsest.clone();
+        let scales = skips.iter().zip(self.rises.iter().zip(&self.blocks));
+        for (scale, (skip, (rise, block))) in scales.enumerate().rev() {
+            x = rise.emit(b, &x);
+            x = b.upsample_nearest(&x, size[0] >> scale, size[1] >> scale);
+            x = b.add(&x, skip);
+            x = block.emit(b, &x);
+        }
+        Some(self.output.emit(b, &x))
+    }
+
     pub(super) fn start_as_identity(&self) {
         self.output.scale_weights(0.0);
     }
@@ -145,6 +192,25 @@ impl Judge {
         known.push(texture(images).unsqueeze(2).unsqueeze(3));
         known.extend(evidence.map(|evidence| evidence.unsqueeze(2).unsqueeze(3)));
         self.output.forward(&self.hidden.forward(&Tensor::cat(&known, 1)).relu_())
+    }
+
+    /// As [`Judge::forward`], for images of this height and width.
+    pub(super) fn emit(
+        &self,
+        b: &mut Builder,
+        images: &Var,
+        features: &[Var],
+        evidence: Option<&Var>,
+        size: [i64; 2],
+    ) -> Var {
+        let mut known: Vec<Var> = features.iter().map(|scale| b.global_average(scale, true)).collect();
+        let texture = emit_texture(b, images, size);
+        known.push(b.unsqueeze(&texture, &[2, 3]));
+        known.extend(evidence.map(|evidence| b.unsqueeze(evidence, &[2, 3])));
+        let known = b.concat(&known.iter().collect::<Vec<_>>(), 1);
+        let hidden = self.hidden.emit(b, &known);
+        let hidden = b.relu(&hidden);
+        self.output.emit(b, &hidden)
     }
 
     /// Makes every answer `logit`.

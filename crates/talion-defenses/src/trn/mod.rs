@@ -12,14 +12,17 @@ use std::{collections::BTreeMap, path::Path};
 use serde::{Deserialize, Serialize};
 use talion_core::{Archive, Classifier, Error, Result, Tensors};
 use talion_models::training::{initialise, load_variables, variables};
+use talion_onnx::{Builder, Shapes, Var};
 use tch::{Device, Tensor, nn};
 
 pub use change::Change;
 pub use fusion::Fusion;
 pub use spec::TrnSpec;
 
-use crate::gradient_map::{self, EstimatorSpec, GradientMapEstimator, MapContext, MapGraph, Oracle};
-use network::{Network, Streams};
+use crate::gradient_map::{
+    self, Emission, EstimatorSpec, GradientMapEstimator, MapContext, MapGraph, Oracle,
+};
+use network::{EmittedPrepared, Network, Streams};
 
 /// What a TRN file says of itself, kept in the file's header.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -285,6 +288,53 @@ impl Trn {
     /// `images` `[N, C, H, W]` in `[0, 1]`; the result too.
     pub fn restore(&self, classifier: &dyn Classifier, images: &Tensor, graph: MapGraph) -> Tensor {
         self.restore_prepared(images, &self.prepare(classifier, images, graph, None))
+    }
+
+    /// Writes what [`Trn::restore`] computes for images of this height and width; gives the restored images and the
+    /// bare classifier's logits of the images.
+    ///
+    /// # Errors
+    /// If the estimator or the classifier's derivative cannot be written as a graph.
+    pub(crate) fn emit(
+        &self,
+        b: &mut Builder,
+        classifier: &Shapes,
+        images: &Var,
+        size: [i64; 2],
+    ) -> Result<(Var, Var)> {
+        let spec = &self.card.spec;
+        let pass = |network: &Network, b: &mut Builder, images: &Var| {
+            b.scope("first", |b| network.emit(b, images, &EmittedPrepared::nothing(), size))
+        };
+        let first = self.first.as_ref().map(|network| pass(network, b, images));
+        let coarse = first.as_ref().map(|change| change.apply(b, images, spec.bound));
+        let again = |b: &mut Builder, images: &Var| match &self.first {
+            Some(network) => pass(network, b, images).apply(b, images, spec.bound),
+            None => images.clone(),
+        };
+        let mut emission = Emission {
+            builder: &mut *b,
+            classifier,
+            images,
+            sides: [spec.channels, size[0], size[1]],
+            classes: self.card.classes,
+            normalization: spec.normalization,
+            coarse: coarse.as_ref(),
+            restore: &again,
+            logits: None,
+        };
+        let maps = self.estimator.as_ref().map(|estimator| estimator.emit(&mut emission)).transpose()?;
+        let undefended = emission.logits()?;
+        let (maps, evidence) = maps.map(|maps| (maps.maps, maps.evidence)).unzip();
+        let evidence = evidence.filter(|parts| !parts.is_empty());
+        let evidence = evidence.map(|parts| b.concat(&parts.iter().collect::<Vec<_>>(), 1));
+        let prepared = EmittedPrepared { first, maps, evidence };
+        let last = b.scope("main", |b| self.main.emit(b, images, &prepared, size));
+        let change = match &prepared.first {
+            Some(first) => first.then(b, last),
+            None => last,
+        };
+        Ok((change.apply(b, images, spec.bound), undefended))
     }
 }
 

@@ -1,9 +1,11 @@
 //! One pass of the restoration network: an encoder a stream, a Fusion Block at every scale, a decoder with skips.
 
+use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
 use super::{
     Change, Prepared, TrnSpec,
+    change::EmittedChange,
     fusion::FusionBlock,
     layers::{Decoder, Encoder, Judge},
 };
@@ -111,12 +113,88 @@ impl Network {
         Change { residual, gate }
     }
 
+    /// As [`Network::change`], for images of this height and width.
+    pub(super) fn emit(
+        &self,
+        b: &mut Builder,
+        images: &Var,
+        prepared: &EmittedPrepared,
+        size: [i64; 2],
+    ) -> EmittedChange {
+        let (half, four, scale) = (b.scalar(0.5), b.scalar(4.0), b.scalar(FIRST_SCALE));
+        let centred = b.sub(images, &half);
+        let centred = b.mul(&centred, &four);
+        let first = prepared.first.as_ref().map(|change| b.mul(&change.residual, &scale));
+        let image = match &first {
+            Some(first) => b.concat(&[&centred, first], 1),
+            None => centred,
+        };
+        let image = self.emit_pad(b, &image, size);
+        let mut features = self.image.emit(b, &image);
+        if let (Some((encoder, blocks)), Some(maps)) = (&self.gradient, &prepared.maps) {
+            let planes = prepared.evidence.as_ref().map(|evidence| emit_planes(b, evidence, size));
+            let input: Vec<&Var> = maps.iter().chain(&first).chain(&planes).collect();
+            let input = b.concat(&input, 1);
+            let input = self.emit_pad(b, &input, size);
+            let explored = encoder.emit(b, &input);
+            features = features
+                .iter()
+                .zip(explored.iter().zip(blocks))
+                .map(|(image, (gradient, block))| block.emit(b, image, gradient))
+                .collect();
+        }
+        let evidence = prepared.evidence.as_ref();
+        let gate = self.judge.as_ref().map(|judge| judge.emit(b, images, &features, evidence, size));
+        let padded = size.map(|side| side + self.missing(side));
+        let residual = match self.decoder.emit(b, &features, padded) {
+            Some(residual) if padded == size => residual,
+            Some(residual) => {
+                let rows = b.slice(&residual, 2, 0, size[0]);
+                b.slice(&rows, 3, 0, size[1])
+            }
+            None => b.sub(images, images),
+        };
+        EmittedChange { residual, gate }
+    }
+
+    fn emit_pad(&self, b: &mut Builder, x: &Var, size: [i64; 2]) -> Var {
+        let [down, right] = size.map(|side| self.missing(side));
+        if down == 0 && right == 0 { x.clone() } else { b.pad_edge(x, 0, 0, down, right) }
+    }
+
+    /// What a side lacks to the next multiple.
+    fn missing(&self, side: i64) -> i64 {
+        (self.multiple - side % self.multiple) % self.multiple
+    }
+
     fn pad(&self, x: &Tensor) -> Tensor {
         let size = x.size();
-        let missing = |side: i64| (self.multiple - side % self.multiple) % self.multiple;
-        let (down, right) = (missing(size[2]), missing(size[3]));
+        let (down, right) = (self.missing(size[2]), self.missing(size[3]));
         if down == 0 && right == 0 { x.shallow_clone() } else { x.replication_pad2d([0, right, 0, down]) }
     }
+}
+
+/// [`Prepared`] in a graph.
+pub(super) struct EmittedPrepared {
+    pub(super) first: Option<EmittedChange>,
+    /// The maps one by one; there may be none of them in a two-stream network, too.
+    pub(super) maps: Option<Vec<Var>>,
+    /// None where there are no numbers.
+    pub(super) evidence: Option<Var>,
+}
+
+impl EmittedPrepared {
+    /// As [`Prepared::nothing`].
+    pub(super) fn nothing() -> Self {
+        Self { first: None, maps: None, evidence: None }
+    }
+}
+
+/// `[N, E]` as planes of this height and width.
+fn emit_planes(b: &mut Builder, evidence: &Var, size: [i64; 2]) -> Var {
+    let columns = b.unsqueeze(evidence, &[2, 3]);
+    let shape = b.ints(&[1, 1, size[0], size[1]]);
+    b.node("Expand", &[&columns, &shape], Vec::new())
 }
 
 /// Brings a residual before its bound (0.2 after tanh of 1) to the scale of the other inputs.

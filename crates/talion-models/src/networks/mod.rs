@@ -5,6 +5,7 @@ mod preact;
 mod resnet;
 mod vgg;
 
+use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
 use crate::{
@@ -13,8 +14,11 @@ use crate::{
 };
 
 /// A network from standardised images to logits.
-pub(crate) trait Network {
+pub(crate) trait Network: Send {
     fn forward(&self, x: &Tensor, mode: Mode) -> Tensor;
+
+    /// Writes what [`Network::forward`] computes in `Mode::Eval` for standardised images of this height and width.
+    fn emit(&self, b: &mut Builder, x: &Var, size: [i64; 2]) -> Var;
 
     /// Folds every batch norm into what stands before it; from then on `Mode::Eval` uses the folded weights.
     fn fold(&mut self);

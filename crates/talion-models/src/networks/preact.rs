@@ -1,10 +1,11 @@
 //! Networks with normalisation before each convolution: PreActResNet (He et al. 2016, "Identity mappings in deep
 //! residual networks") and WideResNet (Zagoruyko and Komodakis 2016), which differ in widths and block counts only.
 
+use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
 use super::Network;
-use crate::layers::{Conv, ConvNorm, Dense, Mode, Norm, global_average};
+use crate::layers::{Conv, ConvNorm, Dense, Mode, Norm, emit_global_average, global_average};
 
 struct PreActBlock {
     norm: Norm,
@@ -31,6 +32,21 @@ impl PreActBlock {
         match &self.shortcut {
             Some(shortcut) => y + shortcut.forward(&active),
             None => y + x,
+        }
+    }
+
+    fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        let active = self.norm.emit(b, x);
+        let active = b.relu(&active);
+        let y = self.first.emit(b, &active);
+        let y = b.relu(&y);
+        let y = self.second.emit(b, &y);
+        match &self.shortcut {
+            Some(shortcut) => {
+                let skip = shortcut.emit(b, &active);
+                b.add(&y, &skip)
+            }
+            None => b.add(&y, x),
         }
     }
 }
@@ -75,6 +91,15 @@ impl Network for PreActNet {
         let stem = self.stem.forward(x);
         let features = self.blocks.iter().fold(stem, |x, block| block.forward(&x, mode));
         self.head.forward(&global_average(&self.norm.forward(&features, mode).relu_()))
+    }
+
+    fn emit(&self, b: &mut Builder, x: &Var, _size: [i64; 2]) -> Var {
+        let stem = self.stem.emit(b, x);
+        let features = self.blocks.iter().fold(stem, |x, block| block.emit(b, &x));
+        let features = self.norm.emit(b, &features);
+        let features = b.relu(&features);
+        let average = emit_global_average(b, &features);
+        self.head.emit(b, &average)
     }
 
     fn fold(&mut self) {

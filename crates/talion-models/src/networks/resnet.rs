@@ -1,9 +1,10 @@
 //! ResNet-18 for small images: He et al. 2016, section 4.2's stem with the block counts of table 1.
 
+use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
 use super::Network;
-use crate::layers::{ConvNorm, Dense, Mode, global_average};
+use crate::layers::{ConvNorm, Dense, Mode, emit_global_average, global_average};
 
 struct BasicBlock {
     first: ConvNorm,
@@ -27,6 +28,20 @@ impl BasicBlock {
             Some(shortcut) => (y + shortcut.forward(x, mode)).relu_(),
             None => (y + x).relu_(),
         }
+    }
+
+    fn emit(&self, b: &mut Builder, x: &Var) -> Var {
+        let y = self.first.emit(b, x);
+        let y = b.relu(&y);
+        let y = self.second.emit(b, &y);
+        let sum = match &self.shortcut {
+            Some(shortcut) => {
+                let skip = shortcut.emit(b, x);
+                b.add(&y, &skip)
+            }
+            None => b.add(&y, x),
+        };
+        b.relu(&sum)
     }
 
     fn fold(&mut self) {
@@ -68,6 +83,14 @@ impl Network for ResNet {
         let stem = self.stem.forward(x, mode).relu_();
         let features = self.blocks.iter().fold(stem, |x, block| block.forward(&x, mode));
         self.head.forward(&global_average(&features))
+    }
+
+    fn emit(&self, b: &mut Builder, x: &Var, _size: [i64; 2]) -> Var {
+        let stem = self.stem.emit(b, x);
+        let stem = b.relu(&stem);
+        let features = self.blocks.iter().fold(stem, |x, block| block.emit(b, &x));
+        let average = emit_global_average(b, &features);
+        self.head.emit(b, &average)
     }
 
     fn fold(&mut self) {

@@ -1,9 +1,10 @@
 //! VGG-16 with batch norm (Simonyan and Zisserman 2015, table 1 column D), with one linear layer for small images.
 
+use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
 use super::Network;
-use crate::layers::{ConvNorm, Dense, Mode, global_average};
+use crate::layers::{ConvNorm, Dense, Mode, emit_global_average, global_average};
 
 pub(super) struct Vgg {
     stages: Vec<Vec<ConvNorm>>,
@@ -40,6 +41,23 @@ impl Network for Vgg {
             }
         }
         self.head.forward(&global_average(&features))
+    }
+
+    fn emit(&self, b: &mut Builder, x: &Var, size: [i64; 2]) -> Var {
+        let mut features = x.clone();
+        let [mut height, mut width] = size;
+        for stage in &self.stages {
+            for layer in stage {
+                features = layer.emit(b, &features);
+                features = b.relu(&features);
+            }
+            if height.min(width) >= 2 {
+                features = b.max_pool(&features, [2, 2], [2, 2], [0, 0]);
+                (height, width) = (height / 2, width / 2);
+            }
+        }
+        let average = emit_global_average(b, &features);
+        self.head.emit(b, &average)
     }
 
     fn fold(&mut self) {

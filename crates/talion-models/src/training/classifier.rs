@@ -9,7 +9,7 @@ use talion_data::{Augmentation, Dataset, DatasetInfo};
 use tch::{Device, Reduction, Tensor};
 
 use super::{Event, Observer, Optimizer, Parameters, Precision, Snapshot, one_cycle};
-use crate::{Architecture, Mode, Model, ModelCard, ModelSpec};
+use crate::{Architecture, Mode, Model, ModelCard, ModelSpec, import::ChannelOrder};
 
 /// How to train a classifier.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -224,11 +224,12 @@ impl<'a> Trainer<'a> {
         let card = ModelCard {
             kind: ModelCard::KIND.into(),
             spec: ModelSpec {
-                architecture: config.architecture,
+                architecture: config.architecture.into(),
                 channels: train.channels() as i64,
                 classes: train.classes() as i64,
                 mean,
                 std,
+                order: ChannelOrder::Rgb,
             },
             dataset: train.name().to_owned(),
             image_size: [train.height() as i64, train.width() as i64],

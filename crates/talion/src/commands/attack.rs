@@ -19,7 +19,7 @@ use crate::{
     bundled::Networks,
     failure::CommandResult,
     monitor::{bar, catch_interrupts, go_on},
-    samples::Samples,
+    samples::{Samples, fits},
 };
 
 /// Attack a classifier and keep the adversarial images.
@@ -107,6 +107,7 @@ pub fn run(args: &AttackArgs, json: bool) -> CommandResult {
         Some(spec) => talion_data::load(spec, Split::Test, None)?,
         None => talion_data::fashion_mnist_sample()?,
     };
+    fits(&networks.classifier, &data)?;
     let mut samples = Samples::first(&data, args.images, device)?;
     if let Some(target) = args.target {
         samples.labels = samples.labels.full_like(target);

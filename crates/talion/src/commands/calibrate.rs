@@ -214,7 +214,7 @@ fn calibrated(networks: &Networks, clean: &Samples, dataset: &str, rate: f64) ->
         go_on()
     });
     progress.finish_and_clear();
-    let classifier = fingerprint(&[&networks.classifier.tensors()])?;
+    let classifier = fingerprint(&[&networks.classifier.identity()])?;
     let trn = fingerprint(&[&networks.trn.tensors()])?;
     Calibration::new(&examined?.scores, (&classifier, &trn), dataset, rate)
 }

@@ -11,14 +11,16 @@ use talion_eval::{
     Wait, carry_out, exhibits, keep_exhibits, keep_latencies, kept_exhibits, kept_latencies, latencies,
     markdown, report_markdown, summarise, write_report,
 };
+use talion_models::{Model, import::STATED_ACCURACY};
 use tch::Device;
 
 use crate::{
     cast::{BASE, Cast, CastArgs},
+    commands::model::{accuracy, far_below},
     failure::CommandResult,
     machine,
     monitor::{bar, catch_interrupts, go_on},
-    samples::Samples,
+    samples::{Samples, fits},
     show::{OBLIVIOUS_WARNING, ORACLE_WARNING, measured},
 };
 
@@ -82,6 +84,8 @@ fn by_protocol(args: &EvaluateArgs, json: bool) -> CommandResult {
     let (many, few) = args.protocol.samples();
     let samples = Samples::first(&data, args.images.unwrap_or(many), device)?;
     let cast = Cast::load(&args.cast, device)?;
+    fits(&cast.networks.classifier, &data)?;
+    warn_if_far_below(&cast.networks.classifier, &samples)?;
     let entrants = cast.entrants()?;
     let players = entrants.iter().map(|entrant| entrant.player.clone()).collect();
     let images = (samples.ids.len(), args.adaptive_images.unwrap_or(few));
@@ -108,6 +112,23 @@ fn by_protocol(args: &EvaluateArgs, json: bool) -> CommandResult {
     let summary = summarise(&folder, kept_latencies(&path)?, kept_exhibits(&path)?)?;
     let files = write_report(std::slice::from_ref(&summary), &path.join("report.html"))?;
     say(&summary, &files, json)
+}
+
+/// An imported classifier that is fed wrongly looks weak, and whatever defends it looks strong.
+fn warn_if_far_below(classifier: &Model, samples: &Samples) -> Result<(), Error> {
+    if !classifier.card().metrics.contains_key(STATED_ACCURACY) {
+        return Ok(());
+    }
+    let measured = accuracy(samples, &|images| classifier.try_logits(images))?;
+    if let Some(stated) = far_below(classifier, measured) {
+        eprintln!(
+            "warning: the classifier is right on {:.1} % of these images, far below the {:.1} % that its description states; \
+             `talion model check` looks for the cause",
+            100.0 * measured.share(),
+            100.0 * stated
+        );
+    }
+    Ok(())
 }
 
 fn show(progress: &indicatif::ProgressBar, advance: &Advance<'_>) {
@@ -199,7 +220,9 @@ fn by_attacks(args: &EvaluateArgs, json: bool) -> CommandResult {
     }
     let networks = &cast.networks;
     let data = args.cast.dataset()?;
+    fits(&networks.classifier, &data)?;
     let samples = Samples::first(&data, args.images.unwrap_or(200), device)?;
+    warn_if_far_below(&networks.classifier, &samples)?;
     let plan = Plan { settings: args.attacks.clone(), seed: args.seed };
     let rows = measured(networks, &samples, &plan)?;
     let report = json!({

@@ -5,6 +5,8 @@ pub mod calibrate;
 pub mod data;
 pub mod demo;
 pub mod evaluate;
+pub mod export;
+pub mod model;
 pub mod reproduce;
 pub mod restore;
 pub mod runs;

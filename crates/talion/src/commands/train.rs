@@ -19,6 +19,7 @@ use tch::{Device, Tensor};
 use crate::{
     failure::CommandResult,
     monitor::{Monitor, catch_interrupts},
+    samples::fits,
 };
 
 /// Train a classifier, or a restoration network for one.
@@ -239,16 +240,17 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
     let classifier = Model::load(&args.model, device)?;
     let data = match &args.data {
         Some(data) => data.clone(),
-        None => classifier.card().dataset.parse()?,
+        None => trained_on(&classifier)?,
     };
     let data = talion_data::load(&data, Split::Train, None)?;
+    fits(&classifier, &data)?;
     let first = args.first.as_deref().map(|path| Trn::load(path, device)).transpose()?;
     let one_stream = TrnSpec::one_stream(&args.size, classifier.card().spec.channels)?;
     let mut spec = TrnSpec { gate: !args.no_gate, ..one_stream }.with_estimator(args.estimator);
     if let (Some(slot), Some(first)) = (&mut spec.first, &first) {
         **slot = first.card().spec.clone();
     }
-    let trained: ClassifierTraining = serde_json::from_value(classifier.card().training.clone())?;
+    let trained = classifier_training(&classifier, args.data.as_ref(), &data)?;
     let config = TrnTraining {
         mixture: args.mixture.clone().unwrap_or_default(),
         losses: LossWeights {
@@ -277,6 +279,33 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
     Ok(())
 }
 
+/// The data set that the classifier says it was trained on.
+fn trained_on(classifier: &Model) -> Result<DatasetSpec, Error> {
+    let name = &classifier.card().dataset;
+    name.parse().map_err(|_| {
+        Error::Refused(format!("the classifier was trained on {name}; name the data to train on with --data"))
+    })
+}
+
+/// How the classifier was trained, as far as training a network in front of it depends on that: which images were set
+/// aside for validation, and what was done to the others. Of an imported one nobody knows; the usual is assumed.
+fn classifier_training(
+    classifier: &Model,
+    spec: Option<&DatasetSpec>,
+    data: &Dataset,
+) -> CommandResult<ClassifierTraining> {
+    if classifier.origin().is_none() {
+        return Ok(serde_json::from_value(classifier.card().training.clone())?);
+    }
+    let usual = ClassifierTraining::default();
+    let augmentation = match spec {
+        Some(spec) => Augmentation::standard(spec, data),
+        None => Augmentation::standard(&trained_on(classifier)?, data),
+    };
+    let validation = usual.validation.min(data.len() / 5);
+    Ok(ClassifierTraining { augmentation, validation, ..usual })
+}
+
 /// Trains a restoration network into `output`, going on from a snapshot beside it.
 pub fn trn_stage(
     config: &TrnTraining,
@@ -292,7 +321,8 @@ pub fn trn_stage(
     };
     let mut monitor = Monitor::new(&what, Some(&output.with_extension("metrics.jsonl")))?;
     let snapshot = output.with_extension("snapshot");
-    let sources = TrnSources { classifier, data, first, snapshot: Some(&snapshot), cache };
+    let architecture = classifier.card().spec.architecture.to_string();
+    let sources = TrnSources { classifier, architecture, data, first, snapshot: Some(&snapshot), cache };
     let trn = train_trn(config, &sources, &mut |event| monitor.observe(event))?;
     trn.save(output)?;
     Ok(trn)
