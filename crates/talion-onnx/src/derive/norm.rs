@@ -97,7 +97,7 @@ fn normalised(s: &mut Step<'_>, g: &Var, axes: &[i64]) -> Result<Gradients> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+
     use crate::{
         attributes::Attribute,
         derive::check::{agrees, network, numbers},

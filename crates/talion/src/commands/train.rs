@@ -268,6 +268,8 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
         seed: args.seed,
         ..TrnTraining::new(spec, trained.validation, trained.seed)
     };
+    let validation_sample = config.validation_sample.min(config.validation);
+    let config = TrnTraining { validation_sample, ..config };
     let trn = trn_stage(&config, &classifier, &data, first.as_ref(), args.cache.as_deref(), &args.output)?;
     if json {
         println!("{}", serde_json::to_string(trn.card())?);
