@@ -95,8 +95,9 @@ def page(result: dict) -> str:
         f"onnx {result['about']['packages']['onnx']}. Of {sum(totals.values())} tests {tested} are covered: all their "
         "operators are known, their operator set is read, and their values are tensors of types that libtorch has. Of "
         f"these {totals['passed']} pass, {totals['refused']} are refused with an error, {totals['wrong']} give another "
-        "result. Tolerances are the ONNX runner's (relative 1e-3, absolute 1e-7; whole numbers exactly). A test of "
-        "several operators counts under *(several)*: mostly operators written out as others.",
+        "result. Tolerances are the ONNX runner's (relative 1e-3, absolute 1e-7, in bfloat16 two units in the last place), and "
+        "two units in FLOAT16; whole numbers have to be equal. A test of several operators counts under *(several)*: mostly "
+        "operators written out as others.",
         common.markdown(table),
         "## Covered and not passed",
         "\n".join(f"- `{test['name']}` (opset {test['opset']}), {test['outcome']}: {test['reason']}" for test in failed)

@@ -221,9 +221,12 @@ impl Work {
     fn header(&self, entrants: &[Entrant<'_>]) -> Result<RunHeader> {
         let request = &self.request;
         let names: Vec<String> = self.surrogates.iter().map(|party| party.name.clone()).collect();
-        let players = entrants.iter().map(|entrant| entrant.player.clone());
+        let players: Vec<Player> = entrants.iter().map(|entrant| entrant.player.clone()).collect();
+        if let Some(name) = names.iter().find(|name| players.iter().filter(|one| one.name == **name).count() > 1) {
+            return Err(Error::Refused(format!("two models are called `{name}`; give the surrogate another name")));
+        }
         let (surrogates, contenders): (Vec<Player>, Vec<Player>) =
-            players.partition(|player| names.contains(&player.name));
+            players.into_iter().partition(|player| names.contains(&player.name));
         let config = RunConfig {
             protocol: request.protocol.clone().unwrap_or_else(|| "custom".into()),
             data: request.data.clone(),

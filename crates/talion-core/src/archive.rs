@@ -65,8 +65,7 @@ impl<H: Serialize + DeserializeOwned> Archive<H> {
     /// # Errors
     /// As [`Archive::load`].
     pub fn from_bytes(bytes: &[u8], origin: &Path) -> Result<Self> {
-        let (_, metadata) =
-            SafeTensors::read_metadata(bytes).map_err(|error| damaged(origin, &error))?;
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| damaged(origin, &error))?;
         let header =
             metadata.metadata().as_ref().and_then(|entries| entries.get(HEADER_KEY)).ok_or_else(|| {
                 Error::file(origin, "has no talion header; it was not written by `talion train`")
@@ -95,8 +94,8 @@ fn tensors_of(bytes: &[u8], origin: &Path) -> Result<Tensors> {
     let file = SafeTensors::deserialize(bytes).map_err(|error| damaged(origin, &error))?;
     let mut tensors = Tensors::new();
     for (name, view) in file.tensors() {
-        let tensor = read_tensor(&view)
-            .map_err(|problem| Error::file(origin, format!("tensor {name}: {problem}")))?;
+        let tensor =
+            read_tensor(&view).map_err(|problem| Error::file(origin, format!("tensor {name}: {problem}")))?;
         tensors.insert(name.clone(), tensor);
     }
     Ok(tensors)

@@ -36,7 +36,8 @@ impl fmt::Display for Design {
         match self {
             Self::BuiltIn(architecture) => architecture.fmt(f),
             Self::Imported { format, name } => {
-                let prefix = PROGRAMS.iter().find(|entry| entry.0 == *format).map_or("file:", |entry| entry.1);
+                let prefix =
+                    PROGRAMS.iter().find(|entry| entry.0 == *format).map_or("file:", |entry| entry.1);
                 write!(f, "{prefix}{name}")
             }
         }

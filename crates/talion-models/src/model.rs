@@ -374,7 +374,8 @@ impl Model {
         let spec = &self.card.spec;
         let mut builder = Builder::new(&spec.architecture.to_string());
         let batch = Side::Named("N".into());
-        let shape = vec![batch.clone(), Side::Fixed(spec.channels), Side::Fixed(size[0]), Side::Fixed(size[1])];
+        let shape =
+            vec![batch.clone(), Side::Fixed(spec.channels), Side::Fixed(size[0]), Side::Fixed(size[1])];
         let images = builder.input("images", Kind::Float, shape);
         let ready = self.emit_standardised(&mut builder, &images);
         let logits = match &self.body {

@@ -521,7 +521,7 @@ mod tests {
         let graph = read(changed(|model, _| model.producer_name = Some("p".into()))).unwrap();
         assert_eq!((graph.name.as_str(), graph.producer.as_str(), graph.opset), ("g", "p", 17));
         let x = Port { name: "x".into(), kind: Kind::Float, shape: Some(vec![Side::Fixed(2)]) };
-        assert_eq!(graph.inputs, [x.clone()]);
+        assert_eq!(graph.inputs, std::slice::from_ref(&x));
         assert_eq!(graph.outputs, [Port { name: "y".into(), ..x }]);
         assert_eq!(graph.constants["w"], Tensor::from_slice(&[1.0_f32, 2.0]));
         assert_eq!(ops(&graph), ["Add", "Relu"]);

@@ -6,7 +6,7 @@ written as ONNX files, with the derivatives they contain spelt out as ordinary o
   external data never leaves the model's folder.
 - [`Program`] runs a graph. What it cannot run is named, with node and operator set, before anything runs
   ([`unsupported`]).
-- [`Builder`] writes graphs, [`differentiate`] appends a network together with its vector-Jacobian product, [`write`]
+- [`Builder`] writes graphs, [`differentiate`] appends a network together with its vector-Jacobian product, [`write()`]
   makes a file that ONNX Runtime and others run without autograd.
 */
 

@@ -24,7 +24,8 @@ fn picture(path: &Path) {
 fn help_teaches() {
     let folder = tempfile::tempdir().unwrap();
     let help = text(&talion(folder.path(), &["--help"]).stdout);
-    for word in ["demo", "data", "train", "evaluate", "restore", "reproduce", "Exit codes"] {
+    for word in ["demo", "data", "train", "evaluate", "restore", "model", "export", "reproduce", "Exit codes"]
+    {
         assert!(help.contains(word), "{word} is missing:\n{help}");
     }
     for command in [
@@ -39,6 +40,11 @@ fn help_teaches() {
         &["evaluate", "--help"],
         &["attack", "--help"],
         &["restore", "--help"],
+        &["model", "--help"],
+        &["model", "inspect", "--help"],
+        &["model", "describe", "--help"],
+        &["model", "check", "--help"],
+        &["export", "--help"],
         &["reproduce", "--help"],
     ] {
         let output = talion(folder.path(), command);

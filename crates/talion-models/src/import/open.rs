@@ -277,9 +277,7 @@ impl Opening<'_> {
     fn card(&mut self, design: Design, channels: i64, classes: i64, size: [i64; 2]) -> Result<ModelCard> {
         let input = &self.sidecar.input;
         if input.mean.is_none() && input.std.is_none() && input.scale.is_none() {
-            self.assume(
-                "the network standardises inside itself: it is given RGB values in [0, 1] as they are",
-            );
+            self.assume("the network standardises inside itself: it is given values in [0, 1] as they are");
         }
         let (mean, std) = self.sidecar.standardisation(channels).map_err(|error| {
             Error::file(Sidecar::path(self.path), format!("does not fit the network: {error}"))

@@ -254,10 +254,12 @@ mod tests {
         b.tanh(&y)
     }
 
+    type Settings = Vec<(&'static str, Attribute)>;
+
     #[test]
     fn convolutions_of_all_strides_and_paddings() {
         let image = [4, 11, 8];
-        let cases: Vec<(&[i64], Vec<(&str, Attribute)>)> = vec![
+        let cases: Vec<(&[i64], Settings)> = vec![
             (&[6, 4, 3, 3], vec![]),
             (&[6, 4, 3, 2], vec![ints("strides", &[2, 3]), ints("pads", &[1, 0, 1, 0])]),
             (&[6, 4, 1, 1], vec![ints("strides", &[3, 2])]),
@@ -286,7 +288,7 @@ mod tests {
     #[test]
     fn transposed_convolutions() {
         let image = [4, 5, 4];
-        let cases: Vec<(&[i64], Vec<(&str, Attribute)>)> = vec![
+        let cases: Vec<(&[i64], Settings)> = vec![
             (&[4, 3, 3, 3], vec![]),
             (
                 &[4, 3, 3, 3],

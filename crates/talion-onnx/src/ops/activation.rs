@@ -239,6 +239,8 @@ mod tests {
         }),
     ];
 
+    type Plain = fn(Tensor) -> Tensor;
+
     #[test]
     fn values_and_derivatives_are_those_of_the_definitions() {
         let points = [-4.1, -2.3, -0.8, -0.3, 0.2, 0.7, 1.4, 3.6];
@@ -326,7 +328,7 @@ mod tests {
     fn softmax_was_of_a_table_before_operator_set_13() {
         let x = wave(&[2, 3, 4]);
         let flat = |axis: i64, shape: [i64; 2]| x.reshape(shape).softmax(axis, None).reshape([2, 3, 4]);
-        let table: [(&str, fn(Tensor) -> Tensor); 2] = [("Softmax", |y| y), ("LogSoftmax", |y| y.log())];
+        let table: [(&str, Plain); 2] = [("Softmax", |y| y), ("LogSoftmax", |y| y.log())];
         for (op, function) in table {
             let soft = |opset: i64| case(op).opset(opset).input(&x);
             assert_same(&soft(12).first(), &function(flat(1, [2, 12])));

@@ -230,9 +230,11 @@ mod tests {
         case(op).input(a).input(b).first()
     }
 
+    type Plain = fn(f64) -> f64;
+
     #[test]
     fn functions_of_one_number_have_their_values_and_derivatives() {
-        let table: [(&str, fn(f64) -> f64, f64); 20] = [
+        let table: [(&str, Plain, f64); 20] = [
             ("Abs", f64::abs, -2.0),
             ("Acos", f64::acos, -1.0),
             ("Acosh", f64::acosh, 1.5),

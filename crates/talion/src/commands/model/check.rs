@@ -188,7 +188,12 @@ fn alternatives(model: &Model, data: &Dataset, samples: &Samples) -> Result<Vec<
                 continue;
             }
             let found = accuracy(samples, &|images| model.answer(&prepared(images, order, &mean, &std)))?;
-            let preparation = format!("{name}, {}", order.to_string().to_uppercase());
+            let colours = if spec.channels == 3 {
+                format!(", {}", order.to_string().to_uppercase())
+            } else {
+                String::new()
+            };
+            let preparation = format!("{name}{colours}");
             tried.push(Tried { preparation, correct: found.count, images: found.total });
         }
     }

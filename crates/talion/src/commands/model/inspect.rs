@@ -143,7 +143,8 @@ pub fn show(model: &Model) {
             println!("keys         {}", keys.to_string().replace('\n', "\n             "));
         }
     }
-    println!("images       {}x{height}x{width}, wanted as {}", spec.channels, spec.order);
+    let order = if spec.channels == 3 { format!(", wanted as {}", spec.order) } else { String::new() };
+    println!("images       {}x{height}x{width}{order}", spec.channels);
     println!("standardised minus {:?}, divided by {:?} (of values from 0 to 1)", spec.mean, spec.std);
     println!("classes      {}: {}", spec.classes, some(&card.class_names));
     println!("trained on   {}", card.dataset);
