@@ -12,6 +12,8 @@ import contextlib
 import copy
 import json
 import multiprocessing
+import os
+import signal
 import statistics
 import sys
 import time
@@ -97,7 +99,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--exports-only", action="store_true", help="PyTorch and ONNX Runtime, without talion")
     parser.add_argument("--keep", action="store_true", help="keep the exported files")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds a network may take")
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds a network may take")
     return parser.parse_args()
 
 
@@ -128,7 +130,8 @@ def apart(name: str, args: argparse.Namespace) -> dict:
     child.start()
     child.join(args.limit)
     if child.is_alive():
-        child.kill()
+        # with the programs that it runs
+        os.killpg(child.pid, signal.SIGKILL)
         child.join()
         return {"error": f"not done after {args.limit:.0f} s"}
     if not answer.exists():
@@ -139,6 +142,7 @@ def apart(name: str, args: argparse.Namespace) -> dict:
 
 
 def examine_into(answer: Path, name: str, args: argparse.Namespace) -> None:
+    os.setpgid(0, 0)
     try:
         row = Examination(name, args).row()
     except Exception as error:
