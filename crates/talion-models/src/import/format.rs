@@ -10,9 +10,8 @@ use std::{
 
 use serde::{Deserialize, de::IgnoredAny};
 use talion_core::{Error, Result};
-use zip::ZipArchive;
 
-use super::{pickle::Step, state_dict::MAX_ENTRIES};
+use super::{archive, pickle::Step};
 
 /// What a model file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,7 +73,7 @@ pub fn detect(path: &Path) -> Result<Format> {
         return safetensors(&mut reader, header, length).map_err(|problem| Error::file(path, problem));
     }
     if head.starts_with(b"PK\x03\x04") {
-        return archive(reader).map_err(|problem| Error::file(path, problem));
+        return archived(reader).map_err(|problem| Error::file(path, problem));
     }
     if let Some(what) = other(&head) {
         return Err(Error::file(path, what));
@@ -119,12 +118,8 @@ fn safetensors(reader: &mut (impl Read + Seek), header: u64, length: u64) -> Ste
 }
 
 /// Which of PyTorch's archives a zip file is.
-fn archive(reader: impl Read + Seek) -> Step<Format> {
-    let archive = ZipArchive::new(reader)
-        .map_err(|error| format!("is not a whole zip archive ({error}); fetch or save it again"))?;
-    if archive.len() > MAX_ENTRIES {
-        return Err(format!("is a zip archive of {} entries; {READ}", archive.len()));
-    }
+fn archived(reader: impl Read + Seek) -> Step<Format> {
+    let archive = archive::open(reader)?;
     let names: Vec<_> = archive.file_names().filter_map(std::result::Result::ok).collect();
     let has = |name: &str| names.iter().any(|entry| entry == name);
     let root =

@@ -10,6 +10,7 @@ and of ONNX files those that leave it open do not.
 All files are taken to be hostile, with one exception: TorchScript is a program, and libtorch runs it.
 */
 
+mod archive;
 mod format;
 mod keys;
 mod open;

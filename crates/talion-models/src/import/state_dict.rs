@@ -11,10 +11,11 @@ use talion_core::{Error, Result, Tensors};
 use tch::{Device, Kind, Tensor};
 use zip::{CompressionMethod, ZipArchive};
 
-use super::pickle::{self, Heap, Object, Step, Value, View};
+use super::{
+    archive::{self, MAX_ENTRIES},
+    pickle::{self, Heap, Object, Step, Value, View},
+};
 
-/// A network has a few entries a layer.
-pub(super) const MAX_ENTRIES: usize = 1 << 17;
 const MAX_PICKLE: u64 = 64 << 20;
 /// The longest name of a tensor, and how deep dicts may lie within each other.
 const MAX_NAME: usize = 1024;
@@ -59,11 +60,7 @@ impl StateDict {
 }
 
 fn read<R: Read + Seek>(reader: R, length: u64) -> Step<StateDict> {
-    let archive = ZipArchive::new(reader)
-        .map_err(|error| format!("is not a whole zip archive ({error}); fetch or save it again"))?;
-    if archive.len() > MAX_ENTRIES {
-        return Err(format!("has {} entries; a state dict may have {MAX_ENTRIES}", archive.len()));
-    }
+    let archive = archive::open(reader)?;
     let root = root(&archive)?;
     let mut entries = Entries { archive, root, length };
     match entries.read("byteorder", 16)?.as_deref() {

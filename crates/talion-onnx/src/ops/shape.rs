@@ -3,7 +3,7 @@
 use talion_core::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::{Call, Kernel, axes, axis, bounded, distinct, in_precision, product};
+use super::{Call, Kernel, arithmetic::broadcast, axes, axis, bounded, distinct, in_precision, product};
 
 pub(super) const OPS: &[(&str, Kernel)] = &[
     ("Cast", cast),
@@ -133,21 +133,6 @@ fn expand(call: &Call<'_>) -> Result<Vec<Tensor>> {
     let shape = broadcast(call, &data.size(), &call.list(1)?)?;
     bounded(call, &shape)?;
     Ok(vec![data.f_expand(shape, false)?])
-}
-
-/// The shape that two shapes broadcast to.
-fn broadcast(call: &Call<'_>, one: &[i64], other: &[i64]) -> Result<Vec<i64>> {
-    let rank = one.len().max(other.len());
-    // shapes are aligned at their ends
-    let side =
-        |sides: &[i64], place: usize| (place + sides.len()).checked_sub(rank).map_or(1, |at| sides[at]);
-    let pairs = (0..rank).map(|place| (side(one, place), side(other, place)));
-    let sides = pairs.map(|pair| match pair {
-        (a, b) if a == b => Ok(a),
-        (1, side) | (side, 1) => Ok(side),
-        _ => Err(call.refuse(format!("shapes {one:?} and {other:?} do not broadcast"))),
-    });
-    sides.collect()
 }
 
 fn transpose(call: &Call<'_>) -> Result<Vec<Tensor>> {
