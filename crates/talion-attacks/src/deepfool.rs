@@ -1,7 +1,7 @@
 //! DeepFool.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, Error, Norm, Result, logit_gradients};
+use talion_core::{Classifier, Error, Norm, Result};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -102,7 +102,7 @@ struct Walk {
 impl Pursuit for Walk {
     fn step(&mut self, hunt: &mut Hunt, classifier: &dyn Classifier) -> Result<Tensor> {
         let images = (&hunt.rows.original + &self.change * (1.0 + self.attack.overshoot)).clamp(0.0, 1.0);
-        let (logits, gradients) = logit_gradients(classifier, &images);
+        let (logits, gradients) = classifier.logit_gradients(&images);
         let gradients = gradients.to_kind(images.kind()).nan_to_num(0.0, None, None);
         let fooled = hunt.fools(&logits);
         let _ = hunt.offer(&images, &fooled);

@@ -99,7 +99,7 @@ impl Pursuit for Shrinkage {
         let found = look(classifier, &self.ahead, &|logits| hunt.shortfall(logits, confidence));
         let gradient = (&self.ahead - &original) * 2.0 + self.weights.weighted(&found.gradient);
         let image = self.shrunk(&original, &(&self.ahead - scaled(&gradient, &self.rate())));
-        let logits = tch::no_grad(|| classifier.logits(&image)).detach();
+        let logits = classifier.search_logits(&image);
         let shortfall = hunt.shortfall(&logits, confidence);
         let fooled = hunt.fools(&logits).logical_and(&shortfall.le(0.0));
         let _ = hunt.offer(&image, &fooled);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use talion_core::{
-    Budget, Classifier, Error, Norm, Objective, Result, gaussian_noise, logit_gradients, uniform_noise,
+    Budget, Classifier, Error, Norm, Objective, Result, gaussian_noise, uniform_noise,
 };
 use tch::{Kind, Tensor};
 
@@ -196,7 +196,7 @@ impl Attempt for Search {
     fn step(&mut self, classifier: &dyn Classifier) -> Result<()> {
         let plane = self.plane(classifier);
         let moved = self.moved(&plane);
-        let logits = tch::no_grad(|| classifier.logits(&moved)).detach();
+        let logits = classifier.search_logits(&moved);
         let fooled = self.goal.reached(&logits.argmax(1, false), &self.rows.labels);
         let distance = self.budget.distance(&self.rows.original, &moved);
         let better = fooled.logical_and(&distance.lt_tensor(&self.distance));
@@ -246,7 +246,7 @@ impl Search {
             });
             Plane::new(&found.loss, &found.gradient.flatten(1, -1))
         } else {
-            let (logits, gradients) = logit_gradients(classifier, images);
+            let (logits, gradients) = classifier.logit_gradients(images);
             Plane::nearest(self.budget.norm(), &logits, &gradients.flatten(2, -1), labels)
         }
     }
@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     fn the_nearest_plane_is_the_nearest_in_the_norm() {
-        let (logits, gradients) = logit_gradients(&classifier(), &grey());
+        let (logits, gradients) = classifier().logit_gradients(&grey());
         for (norm, difference) in [(Norm::Linf, -0.3), (Norm::L2, -0.3), (Norm::L1, -0.3)] {
             let label = Tensor::from_slice(&[0_i64]);
             let plane = Plane::nearest(norm, &logits, &gradients.flatten(2, -1), &label);

@@ -110,7 +110,7 @@ impl Pursuit for Walk {
     fn step(&mut self, hunt: &mut Hunt, classifier: &dyn Classifier) -> Result<Tensor> {
         let direction = self.draw(hunt)?;
         let query = self.query(hunt, &direction)?;
-        let logits = tch::no_grad(|| classifier.logits(&query));
+        let logits = classifier.search_logits(&query);
         let fooled = hunt.fools(&logits);
         let _ = hunt.offer(&query, &fooled);
         self.asked = &self.asked + 1.0;

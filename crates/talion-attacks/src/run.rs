@@ -21,7 +21,7 @@ device, processor or libtorch may round differently. Rows of one batch on a GPU 
 
 use std::{collections::VecDeque, ops::ControlFlow};
 
-use talion_core::{Classifier, Error, Objective, Result, check_images};
+use talion_core::{Classifier, Error, Objective, Reference, Result, check_images};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Attack, Attempt, Batch, Conditions, Passes, attempt::admit};
@@ -132,7 +132,59 @@ pub fn run(
             return Err(Error::Interrupted);
         }
     }
-    Ok(driver.outcome())
+    let (doubtful, last) = (driver.doubtful(), driver.progress);
+    let mut outcome = driver.outcome();
+    if !doubtful.is_empty() {
+        let again = again_in_reference(attack, classifier, batch, options, &doubtful, &mut |passes| {
+            let mut together = last;
+            together.passes += passes;
+            observer(together)
+        })?;
+        outcome.take_over(&doubtful, &again);
+    }
+    Ok(outcome)
+}
+
+/// Attacks samples that fast ways were wrong about a second time, without those: whether a sample is robust must not depend
+/// on them.
+fn again_in_reference(
+    attack: &dyn Attack,
+    classifier: &dyn Classifier,
+    batch: &Batch<'_>,
+    options: &RunOptions,
+    rows: &[i64],
+    observer: &mut dyn FnMut(Passes) -> ControlFlow<()>,
+) -> Result<Outcome> {
+    let ids: Vec<u64> = rows.iter().map(|&row| batch.ids[row as usize]).collect();
+    let part = Batch {
+        images: &select(batch.images, rows, batch.images.device()),
+        labels: &select(batch.labels, rows, batch.labels.device()),
+        ids: &ids,
+        ..*batch
+    };
+    run(attack, &Reference(classifier), &part, options, &mut |progress| observer(progress.passes))
+}
+
+impl Outcome {
+    /// Takes the samples at `rows` from a second attack on them, where that one fooled.
+    fn take_over(&mut self, rows: &[i64], second: &Outcome) {
+        self.passes += second.passes;
+        for (place, &row) in rows.iter().enumerate() {
+            let place = place as i64;
+            if second.success.int64_value(&[place]) == 0 {
+                continue;
+            }
+            let tensors = [
+                (&self.adversarial, &second.adversarial),
+                (&self.predicted, &second.predicted),
+                (&self.success, &second.success),
+                (&self.loss, &second.loss),
+            ];
+            for (ours, theirs) in tensors {
+                ours.narrow(0, row, 1).copy_(&theirs.narrow(0, place, 1));
+            }
+        }
+    }
 }
 
 /// Logits and predicted classes of any number of images, in the same micro-batches as [`fn@run`]: a prediction is the same
@@ -199,6 +251,8 @@ struct Driver<'a> {
     slots: Vec<Option<Job>>,
     /// Whether fewer rows give the same bits; not known until it matters.
     small_batches: Option<bool>,
+    /// Samples that the search took for fooling, and the judge did not.
+    mistaken: Vec<i64>,
     /// Jobs with their images, to be judged in full batches.
     leaving: Vec<(Job, Tensor)>,
     best: Best,
@@ -224,6 +278,7 @@ impl<'a> Driver<'a> {
             attempt: None,
             slots: vec![None; micro_batch(classifier.device())],
             small_batches: None,
+            mistaken: Vec::new(),
             leaving: Vec::new(),
             best: Best::new(batch),
             progress: Progress { done: 0, total, resisted: 0, passes: Passes::default() },
@@ -390,8 +445,12 @@ impl<'a> Driver<'a> {
         let logits = checked_logits(self.classifier, &images)?;
         self.progress.passes += Passes::LOGITS.times(part.len() as u64);
         let judged = Judged::new(self.batch, &logits, &labels)?;
+        let believed = self.believed(&images, &labels, &judged)?;
         for (place, (job, image)) in part.iter().enumerate() {
             let row = job.row as usize;
+            if believed[place] && !judged.success[place] && !self.mistaken.contains(&job.row) {
+                self.mistaken.push(job.row);
+            }
             if job.restart == 0 || judged.success[place] || judged.loss[place] > self.best.loss[row] {
                 self.best.keep(row, &judged, place, image);
             }
@@ -403,6 +462,24 @@ impl<'a> Driver<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Which images the search takes for fooling: on a classifier with approximate ways they need not be those that the judge
+    /// does.
+    fn believed(&self, images: &Tensor, labels: &Tensor, judged: &Judged) -> Result<Vec<bool>> {
+        if judged.success.iter().all(|&success| success) || !self.classifier.is_approximate(images) {
+            return Ok(judged.success.clone());
+        }
+        let predicted = self.classifier.search_logits(images).argmax(1, false);
+        Ok(Vec::try_from(self.batch.objective.reached(&predicted, labels))?)
+    }
+
+    /// Samples that resist, although the search took some image of theirs for fooling.
+    fn doubtful(&self) -> Vec<i64> {
+        let doubtful = self.mistaken.iter().copied().filter(|&row| !self.best.success[row as usize]);
+        let mut doubtful: Vec<i64> = doubtful.collect();
+        doubtful.sort_unstable();
+        doubtful
     }
 
     fn outcome(self) -> Outcome {

@@ -108,7 +108,7 @@ impl Spsa {
             let signs = draws.ge(0.0).to_kind(view.iterate.kind()) * 2.0 - 1.0;
             let loss = |sign: f64| {
                 let point = view.iterate + &signs * (sign * self.delta);
-                let logits = tch::no_grad(|| classifier.logits(&point.clamp(0.0, 1.0)));
+                let logits = classifier.search_logits(&point.clamp(0.0, 1.0));
                 view.objective.per_sample(&logits, &view.rows.labels).to_kind(Kind::Double)
             };
             let slope = (loss(1.0) - loss(-1.0)) / (2.0 * self.delta);

@@ -121,7 +121,7 @@ impl Attempt for Search {
     fn step(&mut self, classifier: &dyn Classifier) -> Result<()> {
         let first = self.rows.iteration.eq(0_i64);
         let candidate = choose(&first, &self.best, &self.propose()?);
-        let logits = tch::no_grad(|| classifier.logits(&candidate)).detach();
+        let logits = classifier.search_logits(&candidate);
         let loss = self.loss.per_sample(&logits, &self.rows.labels).to_kind(Kind::Double);
         let fooled = self.goal.reached(&logits.argmax(1, false), &self.rows.labels);
         let better = loss.gt_tensor(&self.best_loss).logical_or(&fooled);

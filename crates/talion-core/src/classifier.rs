@@ -53,6 +53,30 @@ pub trait Classifier {
         autograd_loss_gradient(self, images, loss)
     }
 
+    /// Logits, and the gradient of every logit with respect to the images: one forward pass and K backward passes.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]`; the logits `[N, K]`, their gradients `[N, K, C, H, W]`, both detached.
+    fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
+        autograd_logit_gradients(self, images)
+    }
+
+    /// Logits to search with: those of [`Classifier::logits`], or nearly those if that is faster; never differentiable.
+    /// What counts in the end has to be asked of [`Classifier::logits`].
+    ///
+    /// # Shapes
+    /// As [`Classifier::logits`].
+    fn search_logits(&self, images: &Tensor) -> Tensor {
+        tch::no_grad(|| self.logits(images)).detach()
+    }
+
+    /// Whether [`Classifier::search_logits`] or the gradients of images like these are only nearly those of
+    /// [`Classifier::logits`], so that an attack may be wrong about what it has found.
+    fn is_approximate(&self, images: &Tensor) -> bool {
+        let _ = images;
+        false
+    }
+
     /// The predicted class of each row, `[N]`, computed without gradients.
     fn predict(&self, images: &Tensor) -> Tensor {
         tch::no_grad(|| self.logits(images).argmax(1, false))
@@ -63,12 +87,17 @@ thread_local! {
     static GRADIENTS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How many times this thread has differentiated a classifier by [`autograd_loss_gradient`] or [`logit_gradients`].
+/// How many times this thread has differentiated a classifier by any of the ways here or by [`note_gradient`].
 ///
 /// A classifier during whose inference this number grows takes gradients itself, and an attacker has to differentiate
 /// through those.
 pub fn gradients_taken() -> u64 {
     GRADIENTS.get()
+}
+
+/// Counts a gradient for [`gradients_taken`]: whoever computes one without autograd has to say so.
+pub fn note_gradient() {
+    GRADIENTS.set(GRADIENTS.get().wrapping_add(1));
 }
 
 /// [`Classifier::loss_gradient`] by autograd through [`Classifier::logits`], for implementations that override it for
@@ -81,7 +110,7 @@ pub fn autograd_loss_gradient<T: Classifier + ?Sized>(
     images: &Tensor,
     loss: &dyn Fn(&Tensor) -> Tensor,
 ) -> InputGradient {
-    GRADIENTS.set(GRADIENTS.get().wrapping_add(1));
+    note_gradient();
     tch::with_grad(|| {
         let images = images.detach().set_requires_grad(true);
         let logits = classifier.logits(&images);
@@ -91,12 +120,12 @@ pub fn autograd_loss_gradient<T: Classifier + ?Sized>(
     })
 }
 
-/// Logits, and the gradient of every logit with respect to the images: one forward pass and K backward passes.
+/// [`Classifier::logit_gradients`] by autograd through [`Classifier::logits`].
 ///
 /// # Shapes
-/// `images` `[N, C, H, W]`; the logits `[N, K]`, their gradients `[N, K, C, H, W]`, both detached.
-pub fn logit_gradients(classifier: &dyn Classifier, images: &Tensor) -> (Tensor, Tensor) {
-    GRADIENTS.set(GRADIENTS.get().wrapping_add(1));
+/// As [`Classifier::logit_gradients`].
+pub fn autograd_logit_gradients<T: Classifier + ?Sized>(classifier: &T, images: &Tensor) -> (Tensor, Tensor) {
+    note_gradient();
     tch::with_grad(|| {
         let images = images.detach().set_requires_grad(true);
         let logits = classifier.logits(&images);
@@ -130,6 +159,36 @@ impl<T: Classifier + ?Sized> Classifier for &T {
 
     fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
         (**self).loss_gradient(images, loss)
+    }
+
+    fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
+        (**self).logit_gradients(images)
+    }
+
+    fn search_logits(&self, images: &Tensor) -> Tensor {
+        (**self).search_logits(images)
+    }
+
+    fn is_approximate(&self, images: &Tensor) -> bool {
+        (**self).is_approximate(images)
+    }
+}
+
+/// A classifier without its fast ways: every gradient comes from autograd through [`Classifier::logits`], and every search
+/// asks for exactly those. What an attack with the fast ways was wrong about is attacked again like this.
+pub struct Reference<'a>(pub &'a dyn Classifier);
+
+impl Classifier for Reference<'_> {
+    fn classes(&self) -> i64 {
+        self.0.classes()
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
+    }
+
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.0.logits(images)
     }
 }
 

@@ -20,8 +20,8 @@ mod stream;
 pub use archive::{Archive, Tensors, read_safetensors, write_atomically};
 pub use budget::{Budget, Norm, parse_fraction};
 pub use classifier::{
-    Classifier, InputGradient, autograd_loss_gradient, check_images, check_labels, gradients_taken,
-    logit_gradients,
+    Classifier, InputGradient, Reference, autograd_logit_gradients, autograd_loss_gradient, check_images,
+    check_labels, gradients_taken, note_gradient,
 };
 pub use error::{Error, Result};
 pub use objective::Objective;

@@ -122,10 +122,40 @@ impl Classifier for Defended<'_> {
     }
 
     fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
-        if self.mode == GradientMode::Oblivious {
-            // keeps the bare classifier's own fast path
-            return self.classifier.loss_gradient(images, loss);
+        let graph = match self.mode {
+            GradientMode::Oblivious => return self.classifier.loss_gradient(images, loss),
+            GradientMode::Bpda => return self.classifier.loss_gradient(&self.restore(images), loss),
+            GradientMode::Detached => MapGraph::Constant,
+            GradientMode::Exact => MapGraph::Differentiable,
+        };
+        // the classifier at the restored images has a fast way of its own; only what lies before needs a graph
+        tch::with_grad(|| {
+            let images = images.detach().set_requires_grad(true);
+            let restored = self.trn.restore(self.classifier, &images, graph);
+            let found = self.classifier.loss_gradient(&restored.detach(), loss);
+            let along = (&restored * &found.gradient).sum(restored.kind());
+            let gradient = Tensor::run_backward(&[along], &[&images], false, false).remove(0);
+            InputGradient { gradient: gradient.detach(), ..found }
+        })
+    }
+
+    fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
+        match self.mode {
+            GradientMode::Oblivious => self.classifier.logit_gradients(images),
+            GradientMode::Bpda => self.classifier.logit_gradients(&self.restore(images)),
+            _ => talion_core::autograd_logit_gradients(self, images),
         }
-        talion_core::autograd_loss_gradient(self, images, loss)
+    }
+
+    fn search_logits(&self, images: &Tensor) -> Tensor {
+        match self.mode {
+            GradientMode::Oblivious => self.classifier.search_logits(images),
+            // searching and judging through the restoration are the same: its own last step is what costs least
+            _ => tch::no_grad(|| self.logits(images)).detach(),
+        }
+    }
+
+    fn is_approximate(&self, images: &Tensor) -> bool {
+        self.mode == GradientMode::Oblivious && self.classifier.is_approximate(images)
     }
 }

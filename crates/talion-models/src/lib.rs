@@ -8,6 +8,7 @@ others wrote: ONNX, TorchScript, PyTorch weights ([`import`]).
 
 mod architecture;
 mod design;
+mod fast;
 pub mod import;
 mod layers;
 mod model;

@@ -1,15 +1,18 @@
 //! A network with its weights, its card, and both of its lives.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Archive, Classifier, Error, Result, Tensors};
+use talion_core::{
+    Archive, Classifier, Error, InputGradient, Result, Tensors, autograd_logit_gradients, autograd_loss_gradient,
+};
 use tch::{Device, Kind, Tensor, nn};
 
 use talion_onnx::{Builder, Graph, Program, Side, Var};
 
 use crate::{
     design::Design,
+    fast::{self, Engine, Engines},
     import::{self, ChannelOrder, Origin, Script},
     layers::{Mode, channels_last},
     networks::{self, Network},
@@ -99,6 +102,9 @@ pub struct Model {
     mean: Tensor,
     inverse_std: Tensor,
     origin: Option<Origin>,
+    /// Whether the weights are final.
+    frozen: bool,
+    engines: Engines,
 }
 
 /// What answers.
@@ -142,7 +148,8 @@ impl Model {
             Tensor::from_slice(values).to_kind(Kind::Float).view([1, -1, 1, 1]).to_device(store.device())
         };
         let (mean, inverse_std) = (row(&card.spec.mean), row(&card.spec.std).reciprocal());
-        Self { card, store, body, mean, inverse_std, origin: None }
+        let frozen = !matches!(body, Body::BuiltIn(_));
+        Self { card, store, body, mean, inverse_std, origin: None, frozen, engines: Engines::default() }
     }
 
     /// Says where an imported model came from.
@@ -276,7 +283,41 @@ impl Model {
         if let Body::BuiltIn(network) = &mut self.body {
             tch::no_grad(|| network.fold());
         }
+        self.frozen = true;
+        self.engines = Engines::default();
         self
+    }
+
+    /// The fast engine for these images: on the CPU, in f32, for a network whose weights are final and whose every
+    /// operation the engine knows.
+    fn engine(&self, images: &Tensor) -> Option<Arc<Engine<f32>>> {
+        let size = images.size();
+        let usable = self.frozen
+            && self.device() == Device::Cpu
+            && images.device() == Device::Cpu
+            && images.kind() == Kind::Float
+            && size.len() == 4
+            && size[1] == self.card.spec.channels;
+        if !usable {
+            return None;
+        }
+        let sides = [size[2], size[3]];
+        self.engines.get(sides, || self.make_engine(sides))
+    }
+
+    fn make_engine(&self, sides: [i64; 2]) -> Option<Engine<f32>> {
+        if self.mean.kind() != Kind::Float {
+            return None;
+        }
+        let graph = tch::no_grad(|| self.graph(sides).and_then(talion_onnx::fold)).ok()?;
+        let engine = Engine::new(fast::plan(&graph)?);
+        (engine.classes() as i64 == self.card.spec.classes).then_some(engine)
+    }
+
+    /// Whether gradients for images of this height and width come from the fast engine.
+    pub fn is_fast(&self, size: [i64; 2]) -> bool {
+        let grey = Tensor::zeros([1, self.card.spec.channels, size[0], size[1]], (Kind::Float, self.device()));
+        self.engine(&grey).is_some()
     }
 
     /// Logits in the given mode, the convolutions of a built-in network computed in `kind`.
@@ -432,5 +473,30 @@ impl Classifier for Model {
 
     fn logits(&self, images: &Tensor) -> Tensor {
         self.forward(images, Mode::Eval, images.kind())
+    }
+
+    fn search_logits(&self, images: &Tensor) -> Tensor {
+        match self.engine(images) {
+            Some(engine) => engine.tensor_logits(images),
+            None => tch::no_grad(|| self.logits(images)),
+        }
+    }
+
+    fn is_approximate(&self, images: &Tensor) -> bool {
+        self.engine(images).is_some()
+    }
+
+    fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
+        match self.engine(images) {
+            Some(engine) => engine.loss_gradient(images, loss),
+            None => autograd_loss_gradient(self, images, loss),
+        }
+    }
+
+    fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
+        match self.engine(images) {
+            Some(engine) => engine.logit_gradients(images),
+            None => autograd_logit_gradients(self, images),
+        }
     }
 }

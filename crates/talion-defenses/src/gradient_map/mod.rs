@@ -238,7 +238,7 @@ pub(crate) fn no_evidence(images: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use talion_core::{gaussian_noise, logit_gradients};
+    use talion_core::gaussian_noise;
     use talion_onnx::{Program, Side};
     use tch::Device;
 
@@ -283,7 +283,7 @@ mod tests {
         let along = (&map * &direction).sum(Kind::Double);
         let found = Tensor::run_backward(&[along], &[&points], false, false).remove(0);
 
-        let (logits, gradients) = logit_gradients(&classifier, &images);
+        let (logits, gradients) = classifier.logit_gradients(&images);
         let jacobian = gradients.flatten(2, -1); // [N, K, D]
         let probabilities = logits.softmax(1, None);
         let moved = jacobian.matmul(&direction.flatten(1, -1).unsqueeze(2)).squeeze_dim(2); // J v, [N, K]

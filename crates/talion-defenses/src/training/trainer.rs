@@ -227,16 +227,30 @@ impl<'a> Trainer<'a> {
         let restored = self.trn.apply(images, &change);
         let weights = self.config.losses;
         let pixel = restored.l1_loss(&batch.clean, Reduction::Mean);
-        let answers = self.classifier.logits(&restored).log_softmax(1, Kind::Float);
-        // summed over classes, averaged over images: the mathematical divergence
-        let rows = batch.labels.size()[0] as f64;
-        let logit = answers.kl_div(&batch.answers, Reduction::Sum, false) / rows;
-        let classification = answers.nll_loss(&batch.labels);
-        let loss = pixel * weights.pixel + logit * weights.logit + classification * weights.classification;
+        let loss = pixel * weights.pixel + self.judgement(&restored, batch);
         match &change.gate {
             Some(gate) => loss + detection(gate, batch) * weights.detection,
             None => loss,
         }
+    }
+
+    /// The classifier's part of the loss. The classifier is not trained, so its own fast gradient at the restored images is
+    /// all that has to be known of it: it enters the graph as a constant.
+    fn judgement(&self, restored: &Tensor, batch: &Pool) -> Tensor {
+        let weights = self.config.losses;
+        let rows = batch.labels.size()[0] as f64;
+        let found = self.classifier.loss_gradient(&restored.detach(), &|logits| {
+            let answers = logits.log_softmax(1, Kind::Float);
+            // summed over classes: the mathematical divergence
+            let divergence = answers
+                .kl_div(&batch.answers, Reduction::None, false)
+                .sum_dim_intlist(1_i64, false, Kind::Float);
+            let cross_entropy = answers.g_nll_loss::<Tensor>(&batch.labels, None, Reduction::None, -100);
+            (divergence * weights.logit + cross_entropy * weights.classification) / rows
+        });
+        let along = (restored * &found.gradient).sum(Kind::Float);
+        // worth what the loss is, with the derivative that it has
+        &along - along.detach() + found.loss.sum(Kind::Float)
     }
 
     /// The images of a round: the next `pool` of the shuffled training images, attacked and prepared.

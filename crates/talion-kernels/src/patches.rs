@@ -1,0 +1,217 @@
+//! Convolutions of any kernel and stride: the inputs that meet the kernel are laid side by side, and multiplied.
+//!
+//! The derivative of a strided convolution has no scattered sums here. Pixels of the same place in the grid of strides are
+//! met by the same weights, so each such class of pixels is a convolution of its own, and every pixel is written once.
+
+use crate::{
+    LANES, Real,
+    bits::{Finish, Target, lanes},
+    gemm::Packed,
+    simd::{Vector, dispatch},
+    team::{Band, Team, bands},
+};
+
+/// Pixels that are worked on together.
+const BLOCK: usize = 72;
+
+/// Pixels that are a number of steps apart, and what they are made of.
+#[derive(Debug)]
+struct Class<T> {
+    /// The first row and column, below the steps.
+    start: [usize; 2],
+    /// The input's row and column that belongs to the first one, for each weight of the kernel that meets it.
+    taps: Vec<[isize; 2]>,
+    /// `[taps * C, K]`.
+    weights: Packed<T>,
+}
+
+/// A kernel with its classes of pixels.
+#[derive(Debug)]
+pub(crate) struct Patches<T> {
+    classes: Vec<Class<T>>,
+    /// Steps between a class's output pixels, down and across.
+    steps: [usize; 2],
+    /// Steps between their inputs.
+    strides: [usize; 2],
+    channels: usize,
+    outputs: usize,
+}
+
+/// Where a kernel's weights meet the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meeting {
+    pub size: [usize; 2],
+    pub stride: [usize; 2],
+    pub dilation: [usize; 2],
+    pub padding: [usize; 2],
+}
+
+impl<T: Real> Patches<T> {
+    /// The convolution itself; `weight(output, input, row, column)`, for padded numbers of channels.
+    pub(crate) fn forward(
+        [channels, outputs]: [usize; 2],
+        meeting: Meeting,
+        weight: impl Fn(usize, usize, usize, usize) -> f64,
+    ) -> Self {
+        let all: Vec<[usize; 2]> = kernel(meeting.size);
+        let taps = all.iter().map(|&tap| {
+            [0, 1].map(|axis| (tap[axis] * meeting.dilation[axis]) as isize - meeting.padding[axis] as isize)
+        });
+        let weights = Packed::new(all.len() * channels, outputs, |row, output| {
+            let [down, across] = all[row / channels];
+            weight(output, row % channels, down, across)
+        });
+        let class = Class { start: [0, 0], taps: taps.collect(), weights };
+        Self { classes: vec![class], steps: [1, 1], strides: meeting.stride, channels, outputs }
+    }
+
+    /// Its derivative: from gradients of the outputs, `channels` of them, to gradients of the inputs, `outputs`.
+    pub(crate) fn backward(
+        [channels, outputs]: [usize; 2],
+        meeting: Meeting,
+        weight: impl Fn(usize, usize, usize, usize) -> f64,
+    ) -> Self {
+        let steps = meeting.stride;
+        let classes = kernel(steps).into_iter().map(|start| {
+            // the kernel's weights that meet this class, with the first gradient that they meet
+            let met: Vec<([usize; 2], [isize; 2])> = kernel(meeting.size)
+                .into_iter()
+                .filter_map(|tap| {
+                    let first = [0, 1].map(|axis| {
+                        let at = start[axis] + meeting.padding[axis];
+                        at as isize - (tap[axis] * meeting.dilation[axis]) as isize
+                    });
+                    let fits = [0, 1].into_iter().all(|axis| first[axis].rem_euclid(steps[axis] as isize) == 0);
+                    fits.then(|| (tap, [0, 1].map(|axis| first[axis].div_euclid(steps[axis] as isize))))
+                })
+                .collect();
+            let weights = Packed::new(met.len() * channels, outputs, |row, output| {
+                let [down, across] = met[row / channels].0;
+                weight(row % channels, output, down, across)
+            });
+            Class { start, taps: met.into_iter().map(|(_, first)| first).collect(), weights }
+        });
+        Self { classes: classes.collect(), steps, strides: [1, 1], channels, outputs }
+    }
+
+    /// # Shapes
+    /// `input` `[N, H, W, C]`, `output` `[N, h, w, K]`.
+    pub(crate) fn run(
+        &self,
+        team: &Team<T>,
+        input: &[T],
+        [images, rows, columns]: [usize; 3],
+        output: &mut [T],
+        [out_rows, out_columns]: [usize; 2],
+        finish: &Finish<'_, T>,
+        bits: &mut [u8],
+    ) {
+        let height = self.steps[0];
+        let units = images * out_rows.div_ceil(height);
+        let pixels = (height * out_columns).max(1);
+        let several = (BLOCK * self.classes.len()).div_ceil(pixels).max(units / (team.threads() * 4)).max(1);
+        let several = several.min(units.div_ceil(team.threads())).max(1);
+        let shape = [images, out_rows, out_columns * self.outputs];
+        team.each(bands(output, bits, shape, height, several), |band| {
+            self.band(team, input, [rows, columns], [out_rows, out_columns], band, finish);
+        });
+    }
+
+    fn band(
+        &self,
+        team: &Team<T>,
+        input: &[T],
+        source: [usize; 2],
+        target: [usize; 2],
+        band: Band<'_, T>,
+        finish: &Finish<'_, T>,
+    ) {
+        let units = target[0].div_ceil(self.steps[0]);
+        let mut out = Target { output: band.output, bits: band.bits, base: band.base };
+        let mut pixels: Vec<Pixel> = Vec::new();
+        for class in &self.classes {
+            let depth = class.weights.depth();
+            let mut memory = team.take(BLOCK * (depth + class.weights.columns()) + LANES);
+            let (patches, products) = memory.split_at_mut(BLOCK * depth);
+            pixels.clear();
+            for unit in band.units.clone() {
+                let (image, row) = (unit / units, unit % units);
+                let y = row * self.steps[0] + class.start[0];
+                if y >= target[0] {
+                    continue;
+                }
+                let across = (class.start[1]..target[1]).step_by(self.steps[1]).enumerate();
+                pixels.extend(across.map(|(column, x)| Pixel {
+                    image,
+                    at: [(row * self.strides[0]) as isize, (column * self.strides[1]) as isize],
+                    element: ((image * target[0] + y) * target[1] + x) * self.outputs,
+                }));
+            }
+            for pixels in pixels.chunks(BLOCK) {
+                gather(input, source, self.channels, &class.taps, pixels, patches);
+                class.weights.multiply(patches, depth, pixels.len(), products);
+                write_out(products, class.weights.columns(), self.outputs, pixels, finish, &mut out);
+            }
+            team.give(memory);
+        }
+    }
+}
+
+/// An output pixel: its image, its first input, and its first element.
+#[derive(Clone, Copy)]
+struct Pixel {
+    image: usize,
+    at: [isize; 2],
+    element: usize,
+}
+
+/// All places of a grid.
+fn kernel([rows, columns]: [usize; 2]) -> Vec<[usize; 2]> {
+    (0..rows).flat_map(|row| (0..columns).map(move |column| [row, column])).collect()
+}
+
+/// Lays the inputs of each pixel side by side.
+fn gather<T: Real>(
+    input: &[T],
+    [rows, columns]: [usize; 2],
+    channels: usize,
+    taps: &[[isize; 2]],
+    pixels: &[Pixel],
+    patches: &mut [T],
+) {
+    let depth = taps.len() * channels;
+    if depth == 0 {
+        return;
+    }
+    for (pixel, patch) in pixels.iter().zip(patches.chunks_exact_mut(depth)) {
+        for (tap, place) in taps.iter().zip(patch.chunks_exact_mut(channels)) {
+            let (y, x) = (pixel.at[0] + tap[0], pixel.at[1] + tap[1]);
+            if (0..rows as isize).contains(&y) && (0..columns as isize).contains(&x) {
+                let at = ((pixel.image * rows + y as usize) * columns + x as usize) * channels;
+                place.copy_from_slice(&input[at..at + channels]);
+            } else {
+                place.fill(T::default());
+            }
+        }
+    }
+}
+
+dispatch!(write_out, write_out_in, (
+    products: &[T], width: usize, channels: usize, pixels: &[Pixel], finish: &Finish<'_, T>, out: &mut Target<'_, T>,
+));
+
+#[inline(always)]
+fn write_out_in<V: Vector>(
+    products: &[V::T],
+    width: usize,
+    channels: usize,
+    pixels: &[Pixel],
+    finish: &Finish<'_, V::T>,
+    out: &mut Target<'_, V::T>,
+) {
+    for (pixel, product) in pixels.iter().zip(products.chunks_exact(width)) {
+        for channel in (0..channels).step_by(LANES) {
+            finish.put(out, pixel.element + channel, channel, V::load(lanes(product, channel)));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One source for every processor: kernels are written for eight numbers at a time, and compiled once for what the processor
+//! is known to have and once for what it may have.
+
+use crate::{LANES, Real};
+
+/// What the kernels use of this processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// What every processor of this kind has.
+    Base,
+    /// 256-bit vectors with fused multiplication and addition.
+    Avx2,
+}
+
+/// What this processor has.
+pub fn level() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        return Level::Avx2;
+    }
+    Level::Base
+}
+
+/// Eight numbers.
+#[doc(hidden)]
+pub trait Vector: Copy {
+    /// What they are.
+    type T: Real;
+
+    /// Eight times the same.
+    fn splat(value: Self::T) -> Self;
+    /// The first eight of `values`.
+    fn load(values: &[Self::T; LANES]) -> Self;
+    /// Writes all eight.
+    fn store(self, values: &mut [Self::T; LANES]);
+    /// The sums.
+    fn plus(self, other: Self) -> Self;
+    /// The differences.
+    fn minus(self, other: Self) -> Self;
+    /// The products.
+    fn times(self, other: Self) -> Self;
+    /// `self * factor + summand`.
+    fn times_plus(self, factor: Self, summand: Self) -> Self;
+    /// The larger ones of these and of zero, and a bit for each that was above zero, the first one lowest.
+    fn rectified(self) -> (Self, u8);
+    /// Zero where the bit is not set.
+    fn where_set(self, bits: u8) -> Self;
+
+    /// Eight zeros.
+    #[inline(always)]
+    fn zero() -> Self {
+        Self::splat(Self::T::default())
+    }
+}
+
+/// Eight numbers in an array: works everywhere.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Portable<T>([T; LANES]);
+
+impl<T: Real> Portable<T> {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(T, T) -> T) -> Self {
+        Self(std::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+    }
+}
+
+impl<T: Real> Vector for Portable<T> {
+    type T = T;
+
+    #[inline(always)]
+    fn splat(value: T) -> Self {
+        Self([value; LANES])
+    }
+
+    #[inline(always)]
+    fn load(values: &[T; LANES]) -> Self {
+        Self(*values)
+    }
+
+    #[inline(always)]
+    fn store(self, values: &mut [T; LANES]) {
+        *values = self.0;
+    }
+
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn minus(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn times(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn times_plus(self, factor: Self, summand: Self) -> Self {
+        Self(std::array::from_fn(|lane| {
+            if cfg!(target_arch = "aarch64") {
+                self.0[lane].fused(factor.0[lane], summand.0[lane])
+            } else {
+                // where the processor may lack the instruction, rounding once would be a call into a library
+                self.0[lane] * factor.0[lane] + summand.0[lane]
+            }
+        }))
+    }
+
+    #[inline(always)]
+    fn rectified(self) -> (Self, u8) {
+        let zero = T::default();
+        let bits = (0..LANES).fold(0, |bits, lane| bits | (u8::from(self.0[lane] > zero) << lane));
+        (Self(self.0.map(|value| if value > zero { value } else { zero })), bits)
+    }
+
+    #[inline(always)]
+    fn where_set(self, bits: u8) -> Self {
+        Self(std::array::from_fn(|lane| if bits >> lane & 1 == 1 { self.0[lane] } else { T::default() }))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, Vector};
+
+    /// A register of eight f32. Made only in functions that [`super::dispatch`] calls after it has found AVX2 and FMA, which
+    /// is why every instruction below may be used: that is the SAFETY of each.
+    #[doc(hidden)]
+    #[derive(Clone, Copy, Debug)]
+    pub struct Avx2(__m256);
+
+    impl Vector for Avx2 {
+        type T = f32;
+
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: see the type.
+            Self(unsafe { _mm256_set1_ps(value) })
+        }
+
+        #[inline(always)]
+        fn load(values: &[f32; LANES]) -> Self {
+            // SAFETY: see the type; the array has eight numbers, and the instruction wants no alignment.
+            Self(unsafe { _mm256_loadu_ps(values.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn store(self, values: &mut [f32; LANES]) {
+            // SAFETY: see the type; the array has eight numbers, and the instruction wants no alignment.
+            unsafe { _mm256_storeu_ps(values.as_mut_ptr(), self.0) }
+        }
+
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            // SAFETY: see the type.
+            Self(unsafe { _mm256_add_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn minus(self, other: Self) -> Self {
+            // SAFETY: see the type.
+            Self(unsafe { _mm256_sub_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn times(self, other: Self) -> Self {
+            // SAFETY: see the type.
+            Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        fn times_plus(self, factor: Self, summand: Self) -> Self {
+            // SAFETY: see the type.
+            Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, summand.0) })
+        }
+
+        #[inline(always)]
+        fn rectified(self) -> (Self, u8) {
+            // SAFETY: see the type.
+            unsafe {
+                let above = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
+                (Self(_mm256_and_ps(self.0, above)), _mm256_movemask_ps(above) as u8)
+            }
+        }
+
+        #[inline(always)]
+        fn where_set(self, bits: u8) -> Self {
+            // SAFETY: see the type.
+            unsafe {
+                let places = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(bits)), places);
+                let mask = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, places));
+                Self(_mm256_and_ps(self.0, mask))
+            }
+        }
+    }
+}
+#[cfg(target_arch = "x86_64")]
+#[doc(hidden)]
+pub use x86::Avx2;
+
+/// Makes a function that calls the generic `$body::<V>` compiled for the best that this processor has.
+macro_rules! dispatch {
+    ($(#[$doc:meta])* $name:ident, $body:ident, ($($argument:ident: $type:ty),* $(,)?)) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        fn $name<T: $crate::Real>($($argument: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn wide<T: $crate::Real>($($argument: $type),*) {
+                    $body::<T::Wide>($($argument),*);
+                }
+                if $crate::simd::level() == $crate::simd::Level::Avx2 {
+                    // SAFETY: `level` has just found that this processor has both features.
+                    return unsafe { wide($($argument),*) };
+                }
+            }
+            $body::<$crate::simd::Portable<T>>($($argument),*);
+        }
+    };
+}
+pub(crate) use dispatch;
