@@ -53,8 +53,7 @@ def main() -> None:
     chosen = [row for row in config.rows if not args.only or any(part in title(row) for part in args.only)]
     result = Result(args.output)
     if args.list:
-        for row in chosen:
-            print(result.progress(row), title(row))
+        print("\n".join(f"{result.progress(row)} {title(row)}" for row in chosen))
         return
     work = args.output.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)

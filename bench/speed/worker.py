@@ -194,15 +194,17 @@ class Worker:
         return {"seconds": sum(each), "images": len(images) * len(each), "each": each}
 
     def answers(self, job: dict) -> dict:
-        """Logits, and behind a TRN also restored images with theirs."""
+        """Logits; behind a TRN, the restored images and the logits of those."""
         images, _ = self.rows(job.get("count", 8))
+        found = {}
         with torch.no_grad():
-            found = {"logits": self.bare(job["setting"])(images)}
-            if self.trn is not None:
+            if self.trn is None:
+                found["logits"] = self.bare(job["setting"])(images)
+            else:
                 defended = self.defended(job["setting"])
                 inner = getattr(defended, "model", defended)
                 found["restored"] = inner.trn.restore(inner.classifier, images)
-                found["defended"] = defended(images)
+                found["logits"] = defended(images)
         save_file({name: tensor.float().contiguous() for name, tensor in found.items()}, job["output"])
         return {"seconds": 0.0, "images": len(images)}
 

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use common::{ConvNet, Linear, Samples, budget, run_all};
 use talion_attacks::{Attack, Batch, Bim, Noise, Pgd, RunOptions, predict_all, run};
-use talion_core::{Budget, Classifier, Error, Norm, Objective};
+use talion_core::{Budget, Classifier, Error, InputGradient, Norm, Objective};
 use tch::{Device, Kind, Tensor};
 
 fn setting() -> (ConvNet, Samples, Budget) {
@@ -203,5 +203,62 @@ fn few_samples_get_the_answers_of_many_even_where_small_batches_would_change_the
             assert_eq!(few.adversarial, whole.adversarial.narrow(0, 0, count), "{count} samples");
             assert_eq!(few.loss, whole.loss.narrow(0, 0, count), "{count} samples");
         }
+    }
+}
+
+/// A classifier whose fast ways are wrong: they find every image fooled, and no way to make it so.
+struct Hasty<'a>(&'a ConvNet);
+
+impl Hasty<'_> {
+    /// Surely another class than the one that the classifier sees.
+    fn wrong(&self, images: &Tensor) -> Tensor {
+        let next = (self.0.predict(images) + 1).remainder(self.0.classes());
+        next.one_hot(self.0.classes()).to_kind(Kind::Float) * 50.0
+    }
+}
+
+impl Classifier for Hasty<'_> {
+    fn classes(&self) -> i64 {
+        self.0.classes()
+    }
+
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.0.logits(images)
+    }
+
+    fn search_logits(&self, images: &Tensor) -> Tensor {
+        self.wrong(images)
+    }
+
+    fn is_approximate(&self, _images: &Tensor) -> bool {
+        true
+    }
+
+    fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
+        let logits = self.wrong(images);
+        InputGradient { loss: loss(&logits), gradient: images.zeros_like(), logits }
+    }
+}
+
+#[test]
+fn what_fast_ways_were_wrong_about_is_attacked_again_without_them() {
+    let (classifier, samples, _) = setting();
+    let labels = classifier.predict(&samples.images);
+    let samples = Samples { labels, ..samples };
+    let batch = samples.batch(budget(Norm::Linf, 0.01), Objective::CrossEntropy);
+    let attack = Bim { steps: 6, step: None };
+    for until_fooled in [false, true] {
+        let expected = run_all(&attack, &classifier, &batch, until_fooled).unwrap();
+        let found = run_all(&attack, &Hasty(&classifier), &batch, until_fooled).unwrap();
+        let fooled = flags(&expected.success);
+        assert!(fooled.contains(&true) && fooled.contains(&false), "both kinds of samples are needed");
+        assert_eq!(flags(&found.success), fooled);
+        assert_eq!(found.predicted, expected.predicted.where_self(&expected.success, &found.predicted));
+        for (row, &fooled) in fooled.iter().enumerate() {
+            let image = |outcome: &Tensor| outcome.narrow(0, row as i64, 1);
+            assert!(!fooled || image(&found.adversarial) == image(&expected.adversarial), "sample {row}");
+        }
+        let spent = |outcome: &talion_attacks::Outcome| outcome.passes.forward;
+        assert!(spent(&found) > spent(&expected), "both attacks are counted");
     }
 }

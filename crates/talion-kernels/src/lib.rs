@@ -25,6 +25,7 @@ mod pointwise;
 mod pooling;
 mod real;
 mod simd;
+mod streams;
 mod team;
 mod threads;
 mod winograd;
@@ -36,6 +37,7 @@ pub use pointwise::{affine, affine_back, from_planes, join, to_planes};
 pub use pooling::{Pooling, Window};
 pub use real::Real;
 pub use simd::{Level, level};
+pub use streams::{enlarged, gated, means, side_by_side};
 pub use team::{Buffer, Team};
 
 /// Channels are padded to a multiple of this: what one vector register of f32 holds.

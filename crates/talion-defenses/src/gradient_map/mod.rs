@@ -195,7 +195,7 @@ pub(crate) fn raw_gradient(
 /// The classifier's logits at the images, in the graph where the maps are: evidence read from them has a derivative too.
 pub(crate) fn logits(context: &MapContext<'_>, images: &Tensor) -> Tensor {
     match context.graph {
-        MapGraph::Constant => tch::no_grad(|| context.classifier.logits(images)),
+        MapGraph::Constant => context.classifier.search_logits(images),
         MapGraph::Differentiable => context.classifier.logits(images),
     }
 }

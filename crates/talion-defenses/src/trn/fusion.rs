@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
-use super::layers::Conv;
+use super::{
+    fast::{FastFusion, layer},
+    layers::Conv,
+};
 
 /// How a Fusion Block joins the streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +57,14 @@ impl FusionBlock {
             }
         };
         (self.merge.forward(&explored) + image).relu_()
+    }
+
+    pub(super) fn fast(&self) -> Option<FastFusion> {
+        let gates = match &self.gates {
+            Some(gates) => Some((layer(&gates.local)?, layer(&gates.global)?)),
+            None => None,
+        };
+        Some(FastFusion { gates, merge: layer(&self.merge)? })
     }
 
     /// As [`FusionBlock::forward`].

@@ -4,7 +4,10 @@ use talion_models::channels_last;
 use talion_onnx::{Builder, Var};
 use tch::{Kind, Tensor, nn};
 
-use super::texture::{TEXTURES, emit_texture, texture};
+use super::{
+    fast::{FastDecoder, FastEncoder, FastResidual, layer},
+    texture::{TEXTURES, emit_texture, texture},
+};
 
 /// A convolution with bias that keeps the size, or halves it with `stride` 2.
 pub(super) struct Conv {
@@ -33,6 +36,11 @@ impl Conv {
         let (stride, padding) = ([self.stride, self.stride], [self.padding, self.padding]);
         let (weight, bias) = (self.weight.to_kind(Kind::Float), self.bias.to_kind(Kind::Float));
         b.conv(x, &weight, Some(&bias), stride, padding, 1)
+    }
+
+    /// Weight, bias and stride.
+    pub(super) fn parts(&self) -> (&Tensor, &Tensor, usize) {
+        (&self.weight, &self.bias, self.stride.unsigned_abs() as usize)
     }
 
     /// Channels that come out.
@@ -73,6 +81,12 @@ impl Residual {
     }
 }
 
+impl Residual {
+    fn fast(&self) -> Option<FastResidual> {
+        Some(FastResidual { first: layer(&self.first)?, second: layer(&self.second)? })
+    }
+}
+
 /// One stream's features at every scale.
 pub(super) struct Encoder {
     entries: Vec<Conv>,
@@ -101,6 +115,11 @@ impl Encoder {
             features.push(x.shallow_clone());
         }
         features
+    }
+
+    pub(super) fn fast(&self) -> Option<FastEncoder> {
+        let entries = self.entries.iter().map(layer).collect::<Option<_>>()?;
+        Some(FastEncoder { entries, blocks: self.blocks.iter().map(Residual::fast).collect::<Option<_>>()? })
     }
 
     /// As [`Encoder::forward`].
@@ -146,6 +165,14 @@ impl Decoder {
         Some(self.output.forward(&x))
     }
 
+    pub(super) fn fast(&self) -> Option<FastDecoder> {
+        Some(FastDecoder {
+            rises: self.rises.iter().map(layer).collect::<Option<_>>()?,
+            blocks: self.blocks.iter().map(Residual::fast).collect::<Option<_>>()?,
+            output: layer(&self.output)?,
+        })
+    }
+
     /// As [`Decoder::forward`], for features of which the finest have this height and width.
     pub(super) fn emit(&self, b: &mut Builder, features: &[Var], size: [i64; 2]) -> Option<Var> {
         let (coarsest, skips) = features.split_last()?;
@@ -185,10 +212,10 @@ impl Judge {
     }
 
     /// # Shapes
-    /// `images` `[N, C, H, W]`, `features` a scale each `[N, W, h, w]`, `evidence` `[N, E]`; the logits `[N, 1, 1, 1]`.
-    pub(super) fn forward(&self, images: &Tensor, features: &[Tensor], evidence: Option<&Tensor>) -> Tensor {
-        let mut known: Vec<Tensor> =
-            features.iter().map(|scale| scale.mean_dim([2_i64, 3].as_slice(), true, None)).collect();
+    /// `images` `[N, C, H, W]`, `means` of the features a scale each `[N, W, 1, 1]`, `evidence` `[N, E]`; the logits
+    /// `[N, 1, 1, 1]`.
+    pub(super) fn forward(&self, images: &Tensor, means: Vec<Tensor>, evidence: Option<&Tensor>) -> Tensor {
+        let mut known = means;
         known.push(texture(images).unsqueeze(2).unsqueeze(3));
         known.extend(evidence.map(|evidence| evidence.unsqueeze(2).unsqueeze(3)));
         self.output.forward(&self.hidden.forward(&Tensor::cat(&known, 1)).relu_())

@@ -1,6 +1,7 @@
 //! The Two-stream Restoration Network: what it is made of, and how an image goes through it.
 
 mod change;
+mod fast;
 mod fusion;
 mod layers;
 mod network;
@@ -123,7 +124,10 @@ impl Trn {
                 all.insert(format!("first.{rest}"), tensor);
             }
         }
-        load_variables(&self.store, &all)
+        load_variables(&self.store, &all)?;
+        // nothing changes it from here on
+        self.first.iter_mut().for_each(|first| first.set_frozen(true));
+        Ok(())
     }
 
     /// The first pass is not trained again.
@@ -171,6 +175,8 @@ impl Trn {
     #[must_use]
     pub fn freeze(mut self) -> Self {
         self.store.freeze();
+        self.main.set_frozen(true);
+        self.first.iter_mut().for_each(|first| first.set_frozen(true));
         self
     }
 

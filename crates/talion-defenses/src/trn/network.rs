@@ -1,11 +1,15 @@
 //! One pass of the restoration network: an encoder a stream, a Fusion Block at every scale, a decoder with skips.
 
+use std::cell::OnceCell;
+
+use talion_kernels::LANES;
 use talion_onnx::{Builder, Var};
-use tch::{Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 use super::{
     Change, Prepared, TrnSpec,
     change::EmittedChange,
+    fast::FastNetwork,
     fusion::FusionBlock,
     layers::{Decoder, Encoder, Judge},
 };
@@ -46,6 +50,11 @@ pub(super) struct Network {
     open: f64,
     /// Sides have to be a multiple of this for every scale to be half the one before.
     multiple: i64,
+    /// The same on the fast engine's kernels, once the weights are final; nothing where these cannot run it.
+    fast: OnceCell<Option<FastNetwork>>,
+    frozen: bool,
+    /// Whether every scale's channels fill the kernels' vectors.
+    filled: bool,
 }
 
 impl Network {
@@ -66,6 +75,9 @@ impl Network {
             open: if streams.first_pass { 0.0 } else { OPEN },
             judge: spec.gate.then(|| Judge::new(&(path / "judge"), &widths, evidence)),
             multiple: 1 << (spec.scales - 1),
+            fast: OnceCell::new(),
+            frozen: false,
+            filled: (spec.width as usize).is_multiple_of(LANES),
         }
     }
 
@@ -88,29 +100,71 @@ impl Network {
             Some(first) => Tensor::cat(&[&centred, first], 1),
             None => centred,
         };
-        let mut features = self.image.forward(&self.pad(&image));
-        if let (Some((encoder, blocks)), Some(maps), Some(evidence)) =
-            (&self.gradient, &prepared.maps, &prepared.evidence)
-        {
-            let planes = evidence.unsqueeze(2).unsqueeze(3).expand([-1, -1, height, width], false);
-            let input = match &first {
-                Some(first) => Tensor::cat(&[maps, first, &planes], 1),
-                None => Tensor::cat(&[maps, &planes], 1),
-            };
-            let explored = encoder.forward(&self.pad(&input));
+        let image = self.pad(&image);
+        let gradient = match (&prepared.maps, &prepared.evidence) {
+            (Some(maps), Some(evidence)) => {
+                let planes = evidence.unsqueeze(2).unsqueeze(3).expand([-1, -1, height, width], false);
+                let input = match &first {
+                    Some(first) => Tensor::cat(&[maps, first, &planes], 1),
+                    None => Tensor::cat(&[maps, &planes], 1),
+                };
+                Some(self.pad(&input))
+            }
+            _ => None,
+        };
+        let (residual, means) = match self.fast(&image, gradient.as_ref()) {
+            Some(fast) => fast.forward(&image, gradient.as_ref()),
+            None => self.by_tensors(&image, gradient.as_ref()),
+        };
+        let gate = self.judge.as_ref().map(|judge| judge.forward(images, means, prepared.evidence.as_ref()));
+        let residual = match residual {
+            Some(residual) => residual.narrow(2, 0, height).narrow(3, 0, width).contiguous(),
+            None => images.zeros_like(),
+        };
+        Change { residual, gate }
+    }
+
+    /// The residual, and the mean of the features at every scale; differentiable.
+    fn by_tensors(&self, image: &Tensor, gradient: Option<&Tensor>) -> (Option<Tensor>, Vec<Tensor>) {
+        let mut features = self.image.forward(image);
+        if let (Some((encoder, blocks)), Some(gradient)) = (&self.gradient, gradient) {
+            let explored = encoder.forward(gradient);
             features = features
                 .iter()
                 .zip(explored.iter().zip(blocks))
                 .map(|(image, (gradient, block))| block.forward(image, gradient))
                 .collect();
         }
-        let gate =
-            self.judge.as_ref().map(|judge| judge.forward(images, &features, prepared.evidence.as_ref()));
-        let residual = match self.decoder.forward(features) {
-            Some(residual) => residual.narrow(2, 0, height).narrow(3, 0, width).contiguous(),
-            None => images.zeros_like(),
+        let means = features.iter().map(|scale| scale.mean_dim([2_i64, 3].as_slice(), true, None)).collect();
+        (self.decoder.forward(features), means)
+    }
+
+    /// Says whether the weights are final. They may have changed since it was last said.
+    pub(super) fn set_frozen(&mut self, frozen: bool) {
+        self.frozen = frozen;
+        self.fast = OnceCell::new();
+    }
+
+    /// The fast way, where nobody differentiates and the weights are final.
+    fn fast(&self, image: &Tensor, gradient: Option<&Tensor>) -> Option<&FastNetwork> {
+        let plain = |tensor: &Tensor| {
+            !tensor.requires_grad() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu
         };
-        Change { residual, gate }
+        let usable = self.frozen && self.filled && plain(image) && gradient.is_none_or(plain);
+        if !usable || image.size()[0] == 0 {
+            return None;
+        }
+        self.fast.get_or_init(|| self.make_fast()).as_ref()
+    }
+
+    fn make_fast(&self) -> Option<FastNetwork> {
+        let gradient = match &self.gradient {
+            Some((encoder, blocks)) => {
+                Some((encoder.fast()?, blocks.iter().map(FusionBlock::fast).collect::<Option<_>>()?))
+            }
+            None => None,
+        };
+        Some(FastNetwork { image: self.image.fast()?, gradient, decoder: self.decoder.fast()? })
     }
 
     /// As [`Network::change`], for images of this height and width.

@@ -1,0 +1,253 @@
+//! The restoration network when nobody differentiates it: the same layers on the kernels of the fast engine.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use talion_kernels::{
+    After, Buffer, Convolution, Geometry, Rectify, Sum, Team, enlarged, from_planes, gated, means, padded, side_by_side,
+    to_planes,
+};
+use tch::{Device, Kind, Tensor};
+
+use super::layers::Conv;
+
+
+/// Features of a batch, `[N, h, w, C]`.
+pub(super) struct Features {
+    values: Buffer<f32>,
+    sides: [usize; 2],
+    channels: usize,
+}
+
+/// A convolution whose weights are final.
+pub(super) type Layer = Convolution<f32>;
+
+/// What its kernels are made of; nothing where they are no f32 on the CPU.
+pub(super) fn layer(conv: &Conv) -> Option<Layer> {
+    let (weight, bias, stride) = conv.parts();
+    if weight.kind() != Kind::Float || weight.device() != Device::Cpu {
+        return None;
+    }
+    let [outputs, inputs, rows, columns] = weight.size()[..] else { return None };
+    let [outputs, inputs, rows, columns] = [outputs, inputs, rows, columns].map(|side| side as usize);
+    let geometry = Geometry::new([rows, columns], [stride; 2], [rows / 2, columns / 2]);
+    let elements = |tensor: &Tensor| Vec::<f32>::try_from(tensor.detach().contiguous().flatten(0, -1)).ok();
+    Some(Layer::new(geometry, [inputs, outputs], elements(weight)?, &elements(bias)?))
+}
+
+/// Where a batch is worked on.
+pub(super) struct Bench {
+    team: Arc<Team<f32>>,
+    pub rows: usize,
+}
+
+/// Teams are kept: their memory is what is worth keeping.
+static TEAM: Mutex<Option<Arc<Team<f32>>>> = Mutex::new(None);
+
+impl Bench {
+    /// For a batch of so many rows, with as many threads as libtorch uses.
+    pub(super) fn new(rows: usize) -> Self {
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+        let mut team = TEAM.lock().unwrap_or_else(PoisonError::into_inner);
+        let team = match &*team {
+            Some(known) if known.threads() == threads => known.clone(),
+            _ => team.insert(Arc::new(Team::new(threads))).clone(),
+        };
+        Self { team, rows }
+    }
+
+    /// `[N, C, h, w]` as features.
+    pub(super) fn features(&self, tensor: &Tensor) -> Features {
+        let size = tensor.size();
+        let [channels, height, width] = [size[1], size[2], size[3]].map(|side| side as usize);
+        let tensor = tensor.detach().contiguous();
+        let mut planes = vec![0.0_f32; tensor.numel()];
+        tensor.copy_data(&mut planes, tensor.numel());
+        let mut features = self.room([height, width], channels);
+        let (zeros, ones) = (vec![0.0; channels], vec![1.0; channels]);
+        let shape = [self.rows, channels, height * width];
+        from_planes(&planes, shape, &zeros, &ones, &mut features.values);
+        features
+    }
+
+    /// Features as `[N, C, h, w]`.
+    pub(super) fn tensor(&self, features: &Features, channels: usize) -> Tensor {
+        let [height, width] = features.sides;
+        let mut planes = vec![0.0_f32; self.rows * channels * height * width];
+        let shape = [self.rows, channels, height * width];
+        to_planes(&features.values, shape, &vec![1.0; channels], &mut planes);
+        Tensor::from_slice(&planes).view([self.rows, channels, height, width].map(|side| side as i64))
+    }
+
+    /// The mean over height and width, `[N, C, 1, 1]`.
+    pub(super) fn mean(&self, features: &Features) -> Tensor {
+        let summary = self.summary(features);
+        let tensor = self.tensor(&summary, summary.channels);
+        self.done([summary]);
+        tensor
+    }
+
+    fn summary(&self, features: &Features) -> Features {
+        let mut summary = self.room([1, 1], features.channels);
+        let pixels = features.sides[0] * features.sides[1];
+        let shape = [self.rows, pixels, padded(features.channels)];
+        means(&self.team, &features.values, shape, &mut summary.values);
+        summary
+    }
+
+    fn room(&self, sides: [usize; 2], channels: usize) -> Features {
+        let length = self.rows * sides[0] * sides[1] * padded(channels);
+        Features { values: self.team.take(length), sides, channels }
+    }
+
+    /// Nobody needs these any more.
+    pub(super) fn done(&self, features: impl IntoIterator<Item = Features>) {
+        features.into_iter().for_each(|features| self.team.give(features.values));
+    }
+
+    /// A convolution, plus `other`, then a ReLU.
+    pub(super) fn convolve(
+        &self,
+        layer: &Layer,
+        input: &Features,
+        other: Option<&Features>,
+        relu: bool,
+    ) -> Features {
+        let sides = layer.geometry().output(input.sides).unwrap_or([0, 0]);
+        let mut output = self.room(sides, layer.channels()[1]);
+        let after = After {
+            sum: other.map_or(Sum::Nothing, |other| Sum::Other(&other.values)),
+            rectify: if relu { Rectify::Yes } else { Rectify::No },
+        };
+        let shape = [self.rows, input.sides[0], input.sides[1]];
+        layer.forward(&self.team, &input.values, shape, &mut output.values, after);
+        output
+    }
+
+    /// Two streams of the same shape, their channels one after the other.
+    pub(super) fn side_by_side(&self, first: &Features, second: &Features) -> Features {
+        let mut both = self.room(first.sides, first.channels + second.channels);
+        let widths = [first.channels, second.channels].map(padded);
+        side_by_side(&self.team, [&first.values, &second.values], widths, &mut both.values);
+        both
+    }
+
+    /// Both streams as far as their gates let them through: `local` for every number, `global` for the second stream.
+    pub(super) fn gated(&self, both: &Features, local: &Layer, global: &Layer) -> Features {
+        let gates = self.convolve(local, both, None, false);
+        let summary = self.summary(both);
+        let open = self.convolve(global, &summary, None, false);
+        let mut output = self.room(both.sides, both.channels);
+        let shape = [self.rows, both.sides[0] * both.sides[1], both.channels];
+        gated(&self.team, &both.values, &gates.values, &open.values, shape, &mut output.values);
+        self.done([gates, summary, open]);
+        output
+    }
+
+    /// Features at half the size, enlarged, plus `other`.
+    pub(super) fn enlarged(&self, small: &Features, other: &Features) -> Features {
+        let mut output = self.room(other.sides, other.channels);
+        let shape = [self.rows, small.sides[0], small.sides[1], padded(small.channels)];
+        enlarged(&self.team, &small.values, &other.values, shape, &mut output.values);
+        output
+    }
+}
+
+/// Two convolutions around a skip.
+pub(super) struct FastResidual {
+    pub first: Layer,
+    pub second: Layer,
+}
+
+impl FastResidual {
+    fn forward(&self, bench: &Bench, x: Features) -> Features {
+        let hidden = bench.convolve(&self.first, &x, None, true);
+        let output = bench.convolve(&self.second, &hidden, Some(&x), true);
+        bench.done([hidden, x]);
+        output
+    }
+}
+
+/// One stream's features at every scale.
+pub(super) struct FastEncoder {
+    pub entries: Vec<Layer>,
+    pub blocks: Vec<FastResidual>,
+}
+
+impl FastEncoder {
+    fn forward(&self, bench: &Bench, input: Features) -> Vec<Features> {
+        let mut features: Vec<Features> = Vec::with_capacity(self.blocks.len());
+        for (entry, block) in self.entries.iter().zip(&self.blocks) {
+            let x = bench.convolve(entry, features.last().unwrap_or(&input), None, true);
+            features.push(block.forward(bench, x));
+        }
+        bench.done([input]);
+        features
+    }
+}
+
+/// Explores and fuses the streams.
+pub(super) struct FastFusion {
+    pub gates: Option<(Layer, Layer)>,
+    pub merge: Layer,
+}
+
+impl FastFusion {
+    fn forward(&self, bench: &Bench, image: Features, gradient: Features) -> Features {
+        let mut both = bench.side_by_side(&image, &gradient);
+        if let Some((local, global)) = &self.gates {
+            let explored = bench.gated(&both, local, global);
+            bench.done([std::mem::replace(&mut both, explored)]);
+        }
+        let output = bench.convolve(&self.merge, &both, Some(&image), true);
+        bench.done([both, image, gradient]);
+        output
+    }
+}
+
+/// From the coarsest scale back to a residual.
+pub(super) struct FastDecoder {
+    pub rises: Vec<Layer>,
+    pub blocks: Vec<FastResidual>,
+    pub output: Layer,
+}
+
+impl FastDecoder {
+    fn forward(&self, bench: &Bench, mut features: Vec<Features>) -> Option<Tensor> {
+        let mut x = features.pop()?;
+        for (skip, (rise, block)) in features.into_iter().zip(self.rises.iter().zip(&self.blocks)).rev() {
+            let risen = bench.convolve(rise, &x, None, false);
+            let sum = bench.enlarged(&risen, &skip);
+            bench.done([x, risen, skip]);
+            x = block.forward(bench, sum);
+        }
+        let residual = bench.convolve(&self.output, &x, None, false);
+        let tensor = bench.tensor(&residual, self.output.channels()[1]);
+        bench.done([x, residual]);
+        Some(tensor)
+    }
+}
+
+/// A whole pass.
+pub(super) struct FastNetwork {
+    pub image: FastEncoder,
+    pub gradient: Option<(FastEncoder, Vec<FastFusion>)>,
+    pub decoder: FastDecoder,
+}
+
+impl FastNetwork {
+    /// The residual, and what a judge wants to know: the mean of the features at every scale, `[N, C, 1, 1]` each.
+    ///
+    /// # Shapes
+    /// `image` and `gradient` `[N, .., H, W]`, with sides that every scale halves exactly.
+    pub(super) fn forward(&self, image: &Tensor, gradient: Option<&Tensor>) -> (Option<Tensor>, Vec<Tensor>) {
+        let bench = Bench::new(image.size()[0] as usize);
+        let mut features = self.image.forward(&bench, bench.features(image));
+        if let (Some((encoder, blocks)), Some(gradient)) = (&self.gradient, gradient) {
+            let explored = encoder.forward(&bench, bench.features(gradient));
+            let pairs = features.into_iter().zip(explored).zip(blocks);
+            features = pairs.map(|((image, gradient), block)| block.forward(&bench, image, gradient)).collect();
+        }
+        let means = features.iter().map(|features| bench.mean(features)).collect();
+        (self.decoder.forward(&bench, features), means)
+    }
+}

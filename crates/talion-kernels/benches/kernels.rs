@@ -1,0 +1,50 @@
+//! How fast the kernels are: `cargo bench -p talion-kernels`. The shapes are those of ResNet-18 on images of 32x32.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use talion_kernels::{After, Convolution, Geometry, Packed, Team, padded};
+
+const IMAGES: usize = 16;
+
+fn convolutions(criterion: &mut Criterion) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let team = Team::<f32>::new(threads);
+    // channels in and out, side of the input, kernel, stride
+    let layers = [(64, 64, 32, 3, 1), (128, 128, 16, 3, 1), (512, 512, 4, 3, 1), (64, 128, 32, 3, 2), (64, 128, 32, 1, 2)];
+    for (inputs, outputs, side, kernel, stride) in layers {
+        let geometry = Geometry::new([kernel; 2], [stride; 2], [kernel / 2; 2]);
+        let weights = (0..inputs * outputs * kernel * kernel).map(|place| (place % 13) as f32 * 0.01 - 0.06);
+        let layer = Convolution::new(geometry, [inputs, outputs], weights.collect(), &[]);
+        let sides = geometry.output([side, side]).unwrap_or([0, 0]);
+        let input = vec![0.5_f32; IMAGES * side * side * padded(inputs)];
+        let mut output = vec![0.0_f32; IMAGES * sides[0] * sides[1] * padded(outputs)];
+        let mut back = vec![0.0_f32; input.len()];
+        let shape = [IMAGES, side, side];
+        let mut group = criterion.benchmark_group(format!("{kernel}x{kernel} stride {stride}, {inputs} to {outputs} at {side}"));
+        group.throughput(Throughput::Elements(IMAGES as u64));
+        group.bench_function(BenchmarkId::new("forward", threads), |bencher| {
+            bencher.iter(|| layer.forward(&team, &input, shape, &mut output, After::nothing()));
+        });
+        group.bench_function(BenchmarkId::new("backward", threads), |bencher| {
+            bencher.iter(|| layer.backward(&team, &output, shape, &mut back, After::nothing()));
+        });
+        group.finish();
+    }
+}
+
+fn products(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("product");
+    for (rows, depth, columns) in [(36, 64, 64), (36, 512, 512), (96, 16, 16)] {
+        let packed = Packed::<f32>::new(depth, columns, |row, column| (row + column) as f64 * 0.01);
+        let left = vec![0.5_f32; rows * depth];
+        let mut product = vec![0.0_f32; rows * packed.columns()];
+        // floating-point operations
+        group.throughput(Throughput::Elements((2 * rows * depth * columns) as u64));
+        group.bench_function(format!("{rows}x{depth}x{columns}"), |bencher| {
+            bencher.iter(|| packed.multiply(&left, depth, rows, &mut product));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, convolutions, products);
+criterion_main!(benches);
