@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
-use talion_core::{Classifier, Error, InputGradient, Result, Tensors, autograd_loss_gradient};
+use talion_core::{
+    Classifier, Error, InputGradient, Result, Tensors, autograd_logit_gradients, autograd_loss_gradient,
+};
 use talion_defenses::{Defended, GradientMode};
 use talion_models::{Model, ModelCard};
 use tch::{Device, Kind, Tensor};
@@ -248,7 +250,33 @@ impl Classifier for View<'_> {
     fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
         match &self.seen {
             Seen::Defended(base, trn, mode) => self.defended(base, trn, *mode).loss_gradient(images, loss),
+            Seen::File(file) if self.is_approximate(images) => file.model().loss_gradient(images, loss),
             _ => autograd_loss_gradient(self, images, loss),
+        }
+    }
+
+    fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
+        match &self.seen {
+            Seen::Defended(base, trn, mode) => self.defended(base, trn, *mode).logit_gradients(images),
+            Seen::File(file) if self.is_approximate(images) => file.model().logit_gradients(images),
+            _ => autograd_logit_gradients(self, images),
+        }
+    }
+
+    fn search_logits(&self, images: &Tensor) -> Tensor {
+        match &self.seen {
+            Seen::Defended(base, trn, mode) => self.defended(base, trn, *mode).search_logits(images),
+            Seen::File(file) if self.is_approximate(images) => file.model().search_logits(images),
+            _ => tch::no_grad(|| self.logits(images)).detach(),
+        }
+    }
+
+    /// Whether a file's network has the fast engine for these images.
+    fn is_approximate(&self, images: &Tensor) -> bool {
+        match &self.seen {
+            Seen::Live(..) => false,
+            Seen::File(file) => file.model().is_approximate(images),
+            Seen::Defended(base, trn, mode) => self.defended(base, trn, *mode).is_approximate(images),
         }
     }
 }

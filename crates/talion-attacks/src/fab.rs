@@ -1,9 +1,7 @@
 //! Fast Adaptive Boundary attack: the smallest change that fools.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{
-    Budget, Classifier, Error, Norm, Objective, Result, gaussian_noise, uniform_noise,
-};
+use talion_core::{Budget, Classifier, Error, Norm, Objective, Result, gaussian_noise, uniform_noise};
 use tch::{Kind, Tensor};
 
 use crate::{

@@ -4,9 +4,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use talion_attacks::{Attack, AttackSpec, Batch, Outcome, RunOptions, run};
 use talion_core::{Budget, Classifier, Norm, Objective, Reference, uniform_noise};
-use talion_defenses::{
-    Defended, EstimatorSpec, GradientMode, Trn, TrnCard, TrnSpec, gradient_map::MapGraph,
-};
+use talion_defenses::{Defended, EstimatorSpec, GradientMode, Trn, TrnCard, TrnSpec, gradient_map::MapGraph};
 use talion_models::{Model, training::variables};
 use tch::{Device, Kind, Tensor};
 
@@ -43,7 +41,8 @@ fn the_fast_engine_finds_what_the_reference_finds() {
     let options = RunOptions { until_fooled: true };
     let robust = |classifier: &dyn Classifier| {
         let outcome: Outcome =
-            run(&attack as &dyn Attack, classifier, &batch, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+            run(&attack as &dyn Attack, classifier, &batch, &options, &mut |_| ControlFlow::Continue(()))
+                .unwrap();
         // the judge is the same on both sides
         let fooled = classifier.logits(&outcome.adversarial).argmax(1, false).ne_tensor(&labels);
         assert_eq!(fooled.sum(Kind::Int64), outcome.success.sum(Kind::Int64));

@@ -9,7 +9,13 @@ fn convolutions(criterion: &mut Criterion) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let team = Team::<f32>::new(threads);
     // channels in and out, side of the input, kernel, stride
-    let layers = [(64, 64, 32, 3, 1), (128, 128, 16, 3, 1), (512, 512, 4, 3, 1), (64, 128, 32, 3, 2), (64, 128, 32, 1, 2)];
+    let layers = [
+        (64, 64, 32, 3, 1),
+        (128, 128, 16, 3, 1),
+        (512, 512, 4, 3, 1),
+        (64, 128, 32, 3, 2),
+        (64, 128, 32, 1, 2),
+    ];
     for (inputs, outputs, side, kernel, stride) in layers {
         let geometry = Geometry::new([kernel; 2], [stride; 2], [kernel / 2; 2]);
         let weights = (0..inputs * outputs * kernel * kernel).map(|place| (place % 13) as f32 * 0.01 - 0.06);
@@ -19,7 +25,8 @@ fn convolutions(criterion: &mut Criterion) {
         let mut output = vec![0.0_f32; IMAGES * sides[0] * sides[1] * padded(outputs)];
         let mut back = vec![0.0_f32; input.len()];
         let shape = [IMAGES, side, side];
-        let mut group = criterion.benchmark_group(format!("{kernel}x{kernel} stride {stride}, {inputs} to {outputs} at {side}"));
+        let mut group = criterion
+            .benchmark_group(format!("{kernel}x{kernel} stride {stride}, {inputs} to {outputs} at {side}"));
         group.throughput(Throughput::Elements(IMAGES as u64));
         group.bench_function(BenchmarkId::new("forward", threads), |bencher| {
             bencher.iter(|| layer.forward(&team, &input, shape, &mut output, After::nothing()));

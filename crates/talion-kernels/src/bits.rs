@@ -87,10 +87,17 @@ pub(crate) struct Target<'a, T> {
 impl<T: Real> Finish<'_, T> {
     /// Writes eight channels, from `channel` on, to element `at` of the whole output.
     #[inline(always)]
-    pub(crate) fn put<V: Vector<T = T>>(&self, target: &mut Target<'_, T>, at: usize, channel: usize, value: V) {
+    pub(crate) fn put<V: Vector<T = T>>(
+        &self,
+        target: &mut Target<'_, T>,
+        at: usize,
+        channel: usize,
+        value: V,
+    ) {
         let local = at - target.base;
         let place = lanes_mut(target.output, local);
-        let mut value = if self.bias.is_empty() { value } else { value.plus(V::load(lanes(self.bias, channel))) };
+        let mut value =
+            if self.bias.is_empty() { value } else { value.plus(V::load(lanes(self.bias, channel))) };
         match self.sum {
             Sum::Nothing => {}
             Sum::Own => value = value.plus(V::load(place)),

@@ -3,9 +3,8 @@
 use std::sync::OnceLock;
 
 use crate::{
-    After, Real, Team,
+    After, Real, Team, padded,
     patches::{Meeting, Patches},
-    padded,
     winograd::Winograd,
 };
 
@@ -117,7 +116,14 @@ impl<T: Real> Convolution<T> {
     ///
     /// # Panics
     /// If one of them is too short.
-    pub fn forward(&self, team: &Team<T>, input: &[T], shape: [usize; 3], output: &mut [T], after: After<'_, T>) {
+    pub fn forward(
+        &self,
+        team: &Team<T>,
+        input: &[T],
+        shape: [usize; 3],
+        output: &mut [T],
+        after: After<'_, T>,
+    ) {
         let channels = self.channels.map(padded);
         let sides = self.sides(shape);
         let method = self.forward.get_or_init(|| {
@@ -143,14 +149,25 @@ impl<T: Real> Convolution<T> {
     ///
     /// # Panics
     /// If one of them is too short.
-    pub fn backward(&self, team: &Team<T>, gradient: &[T], shape: [usize; 3], output: &mut [T], after: After<'_, T>) {
+    pub fn backward(
+        &self,
+        team: &Team<T>,
+        gradient: &[T],
+        shape: [usize; 3],
+        output: &mut [T],
+        after: After<'_, T>,
+    ) {
         let [inputs, outputs] = self.channels.map(padded);
         let sides = self.sides(shape);
         let method = self.backward.get_or_init(|| {
             if self.geometry.tiled() {
                 // the derivative of a convolution is one with the kernel turned by half a turn
                 let weight = |to, from, row, column| self.weight(from, to, 2 - row, 2 - column);
-                Method::Tiles(Winograd::new([outputs, inputs], self.geometry.before.map(|zeros| 2 - zeros), weight))
+                Method::Tiles(Winograd::new(
+                    [outputs, inputs],
+                    self.geometry.before.map(|zeros| 2 - zeros),
+                    weight,
+                ))
             } else {
                 let weight = |output, input, row, column| self.weight(output, input, row, column);
                 Method::Patches(Patches::backward([outputs, inputs], self.geometry.meeting(), weight))
@@ -162,7 +179,9 @@ impl<T: Real> Convolution<T> {
         let from = [images, sides[0], sides[1]];
         match method {
             Method::Tiles(tiles) => tiles.run(team, gradient, from, output, [rows, columns], &finish, bits),
-            Method::Patches(patches) => patches.run(team, gradient, from, output, [rows, columns], &finish, bits),
+            Method::Patches(patches) => {
+                patches.run(team, gradient, from, output, [rows, columns], &finish, bits)
+            }
         }
     }
 

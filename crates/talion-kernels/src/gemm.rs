@@ -25,9 +25,10 @@ impl<T: Real> Packed<T> {
         let mut values = Vec::with_capacity(panels * depth * PANEL);
         for panel in 0..panels {
             for row in 0..depth {
-                values.extend((panel * PANEL..(panel + 1) * PANEL).map(|column| {
-                    T::from_f64(if column < columns { value(row, column) } else { 0.0 })
-                }));
+                values.extend(
+                    (panel * PANEL..(panel + 1) * PANEL)
+                        .map(|column| T::from_f64(if column < columns { value(row, column) } else { 0.0 })),
+                );
             }
         }
         Self { values, depth, panels }
@@ -106,7 +107,9 @@ fn block_of<V: Vector, const R: usize>(
 ) {
     assert!(left.len() >= (R - 1) * stride + depth);
     let mut sums = [[V::zero(); PANEL / LANES]; R];
-    for (place, right) in panel.as_chunks::<LANES>().0.as_chunks::<{ PANEL / LANES }>().0.iter().take(depth).enumerate() {
+    for (place, right) in
+        panel.as_chunks::<LANES>().0.as_chunks::<{ PANEL / LANES }>().0.iter().take(depth).enumerate()
+    {
         let right = [V::load(&right[0]), V::load(&right[1])];
         for row in 0..R {
             // SAFETY: `place` is below `depth`, `row` below `R`, and `left` was found to be long enough for both.

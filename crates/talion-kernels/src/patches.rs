@@ -81,7 +81,8 @@ impl<T: Real> Patches<T> {
                         let at = start[axis] + meeting.padding[axis];
                         at as isize - (tap[axis] * meeting.dilation[axis]) as isize
                     });
-                    let fits = [0, 1].into_iter().all(|axis| first[axis].rem_euclid(steps[axis] as isize) == 0);
+                    let fits =
+                        [0, 1].into_iter().all(|axis| first[axis].rem_euclid(steps[axis] as isize) == 0);
                     fits.then(|| (tap, [0, 1].map(|axis| first[axis].div_euclid(steps[axis] as isize))))
                 })
                 .collect();

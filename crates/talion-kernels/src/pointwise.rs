@@ -82,7 +82,13 @@ pub fn affine<T: Real>(
 ///
 /// # Panics
 /// If a slice is too short.
-pub fn affine_back<T: Real>(team: &Team<T>, gradient: &[T], scale: &[T], output: &mut [T], after: After<'_, T>) {
+pub fn affine_back<T: Real>(
+    team: &Team<T>,
+    gradient: &[T],
+    scale: &[T],
+    output: &mut [T],
+    after: After<'_, T>,
+) {
     each(team, output, scale.len(), after.split(&[]), |finish, out| scaled(gradient, scale, finish, out));
 }
 

@@ -200,11 +200,15 @@ impl Pooling {
                         let output = &mut output[to..to + channels];
                         match share {
                             Some(share) => {
-                                output.iter_mut().zip(gradient).for_each(|(output, &value)| *output += value * share);
+                                output
+                                    .iter_mut()
+                                    .zip(gradient)
+                                    .for_each(|(output, &value)| *output += value * share);
                             }
                             None => {
                                 let chosen = &chosen[at..at + channels];
-                                for ((output, &value), &chosen) in output.iter_mut().zip(gradient).zip(chosen) {
+                                for ((output, &value), &chosen) in output.iter_mut().zip(gradient).zip(chosen)
+                                {
                                     if chosen == number {
                                         *output += value;
                                     }

@@ -16,7 +16,12 @@ const TASK: usize = 1 << 14;
 ///
 /// # Panics
 /// If a slice is too short.
-pub fn side_by_side<T: Real>(team: &Team<T>, parts: [&[T]; 2], [first, second]: [usize; 2], output: &mut [T]) {
+pub fn side_by_side<T: Real>(
+    team: &Team<T>,
+    parts: [&[T]; 2],
+    [first, second]: [usize; 2],
+    output: &mut [T],
+) {
     let width = first + second;
     let pixels = output.len() / width;
     team.each(bands(output, &mut [], [pixels, 1, width], 1, (TASK / width).max(1)), |band| {
@@ -120,7 +125,9 @@ pub fn enlarged<T: Real>(
     team.each(bands(output, &mut [], [images * 2 * rows, 1, width], 1, several), |band| {
         for (row, output) in band.units.zip(band.output.chunks_exact_mut(width)) {
             let small = &small[row / 2 * columns * channels..(row / 2 + 1) * columns * channels];
-            let pixels = output.chunks_exact_mut(channels).zip(other[row * width..(row + 1) * width].chunks_exact(channels));
+            let pixels = output
+                .chunks_exact_mut(channels)
+                .zip(other[row * width..(row + 1) * width].chunks_exact(channels));
             for (pixel, (output, other)) in pixels.enumerate() {
                 let small = &small[pixel / 2 * channels..(pixel / 2 + 1) * channels];
                 for ((output, &small), &other) in output.iter_mut().zip(small).zip(other) {

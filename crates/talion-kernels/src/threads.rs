@@ -126,7 +126,8 @@ fn pool(count: usize) -> Option<Arc<rayon::ThreadPool>> {
         return Some(pool.clone());
     }
     let name = |index| format!("talion-{index}");
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(name).build().ok().map(Arc::new)?;
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(name).build().ok().map(Arc::new)?;
     pools.push((count, pool.clone()));
     Some(pool)
 }

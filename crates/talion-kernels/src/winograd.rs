@@ -6,12 +6,11 @@
 //! 2 and -2 the error in f32 is twice as large; these are as easy on a processor, since they and their powers are exact.
 
 use crate::{
-    Real,
+    LANES, Real,
     bits::{Finish, Target, lanes, lanes_mut},
     gemm::Packed,
     simd::{Vector, dispatch},
     team::{Band, Team, bands},
-    LANES,
 };
 
 /// Outputs of a tile in each direction.
@@ -209,11 +208,15 @@ impl<T: Real> Winograd<T> {
             let mut memory = team.take(groups * POINTS * strides[0] + POINTS * strides[1]);
             let (inputs, products) = memory.split_at_mut(groups * POINTS * strides[0]);
 
-            let groups: Vec<_> = all.chunks(share).zip(inputs.chunks_exact_mut(POINTS * strides[0])).collect();
-            team.each(groups, |(tiles, inputs)| evaluate(input, source, self.padding, tiles, inputs, strides[0]));
+            let groups: Vec<_> =
+                all.chunks(share).zip(inputs.chunks_exact_mut(POINTS * strides[0])).collect();
+            team.each(groups, |(tiles, inputs)| {
+                evaluate(input, source, self.padding, tiles, inputs, strides[0])
+            });
 
             let inputs = &*inputs;
-            let points: Vec<_> = self.points.iter().zip(products.chunks_exact_mut(strides[1])).enumerate().collect();
+            let points: Vec<_> =
+                self.points.iter().zip(products.chunks_exact_mut(strides[1])).enumerate().collect();
             team.each(points, |(point, (matrix, product))| {
                 for (group, tiles) in all.chunks(share).enumerate() {
                     let left = &inputs[(group * POINTS + point) * strides[0]..];
@@ -281,7 +284,10 @@ fn evaluate_in<V: Vector>(
         let mut offsets = [None; POINTS];
         for row in 0..PATCH {
             for column in 0..PATCH {
-                let (y, x) = ((tile.row + row).wrapping_sub(padding[0]), (tile.column + column).wrapping_sub(padding[1]));
+                let (y, x) = (
+                    (tile.row + row).wrapping_sub(padding[0]),
+                    (tile.column + column).wrapping_sub(padding[1]),
+                );
                 if y < source.rows && x < source.columns {
                     offsets[row * PATCH + column] = Some((y * source.columns + x) * source.channels);
                 }
@@ -383,6 +389,7 @@ fn from_points<V: Vector>(line: [V; PATCH]) -> [V; TILE] {
         zero.plus(sum_a).plus(sum_b),
         number(INNER).times_plus(difference_a, number(OUTER).times(difference_b)),
         number(inner).times_plus(sum_a, number(outer).times(sum_b)),
-        number(INNER * inner).times_plus(difference_a, number(OUTER * outer).times_plus(difference_b, infinity)),
+        number(INNER * inner)
+            .times_plus(difference_a, number(OUTER * outer).times_plus(difference_b, infinity)),
     ]
 }

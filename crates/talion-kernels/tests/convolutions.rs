@@ -44,7 +44,10 @@ impl Case {
     }
 
     fn weights<T: Real>(&self) -> Vec<T> {
-        numbers(self.channels[0] * self.channels[1] * self.geometry.size[0] * self.geometry.size[1], self.seed)
+        numbers(
+            self.channels[0] * self.channels[1] * self.geometry.size[0] * self.geometry.size[1],
+            self.seed,
+        )
     }
 
     fn convolution<T: Real>(&self, bias: &[T]) -> Convolution<T> {
@@ -83,9 +86,11 @@ impl Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let tiled = (0_usize..3, 0_usize..3).prop_map(|(down, across)| Geometry::new([3, 3], [1, 1], [down, across]));
+    let tiled =
+        (0_usize..3, 0_usize..3).prop_map(|(down, across)| Geometry::new([3, 3], [1, 1], [down, across]));
     let sides = || prop::array::uniform2(1_usize..5);
-    let other = (sides(), prop::array::uniform2(1_usize..4), prop::array::uniform2(1_usize..3), sides(), sides());
+    let other =
+        (sides(), prop::array::uniform2(1_usize..4), prop::array::uniform2(1_usize..3), sides(), sides());
     let other = other.prop_map(|(size, stride, dilation, before, after)| Geometry {
         size,
         stride,
@@ -93,7 +98,8 @@ fn cases() -> impl Strategy<Value = Case> {
         before: before.map(|zeros| zeros - 1),
         after: after.map(|zeros| zeros - 1),
     });
-    let shape = (1_usize..4, 1_usize..15, 1_usize..15).prop_map(|(images, rows, columns)| [images, rows, columns]);
+    let shape =
+        (1_usize..4, 1_usize..15, 1_usize..15).prop_map(|(images, rows, columns)| [images, rows, columns]);
     (prop_oneof![tiled, other], prop::array::uniform2(1_usize..20), shape, any::<u64>())
         .prop_map(|(geometry, channels, shape, seed)| Case { geometry, channels, shape, seed })
         .prop_filter("the kernel fits", |case| {
@@ -105,7 +111,8 @@ fn cases() -> impl Strategy<Value = Case> {
 
 fn worst(found: &[f64], expected: &[f64]) -> f64 {
     let scale = expected.iter().fold(1e-300_f64, |scale, value| scale.max(value.abs()));
-    found.iter().zip(expected).fold(0.0_f64, |worst, (found, expected)| worst.max((found - expected).abs())) / scale
+    found.iter().zip(expected).fold(0.0_f64, |worst, (found, expected)| worst.max((found - expected).abs()))
+        / scale
 }
 
 fn in_double<T: Real>(values: &[T]) -> Vec<f64> {

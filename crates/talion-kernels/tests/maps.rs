@@ -1,8 +1,8 @@
 //! Everything that is done to maps between convolutions.
 
 use talion_kernels::{
-    After, Pooling, Rectify, Sum, Team, Window, affine, affine_back, enlarged, from_planes, gated, join, means, padded,
-    side_by_side, to_planes,
+    After, Pooling, Rectify, Sum, Team, Window, affine, affine_back, enlarged, from_planes, gated, join,
+    means, padded, side_by_side, to_planes,
 };
 
 fn numbers(count: usize, seed: usize) -> Vec<f64> {

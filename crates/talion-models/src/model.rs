@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use talion_core::{
-    Archive, Classifier, Error, InputGradient, Result, Tensors, autograd_logit_gradients, autograd_loss_gradient,
+    Archive, Classifier, Error, InputGradient, Result, Tensors, autograd_logit_gradients,
+    autograd_loss_gradient,
 };
 use tch::{Device, Kind, Tensor, nn};
 
@@ -292,32 +293,41 @@ impl Model {
     /// operation the engine knows.
     fn engine(&self, images: &Tensor) -> Option<Arc<Engine<f32>>> {
         let size = images.size();
-        let usable = self.frozen
-            && self.device() == Device::Cpu
-            && images.device() == Device::Cpu
+        let fits = images.device() == Device::Cpu
             && images.kind() == Kind::Float
             && size.len() == 4
             && size[1] == self.card.spec.channels;
-        if !usable {
-            return None;
-        }
-        let sides = [size[2], size[3]];
-        self.engines.get(sides, || self.make_engine(sides))
+        if fits { self.find_engine([size[2], size[3]]).ok() } else { None }
     }
 
-    fn make_engine(&self, sides: [i64; 2]) -> Option<Engine<f32>> {
-        if self.mean.kind() != Kind::Float {
-            return None;
+    fn find_engine(&self, size: [i64; 2]) -> std::result::Result<Arc<Engine<f32>>, String> {
+        if !self.frozen {
+            return Err("its weights may still change".into());
         }
-        let graph = tch::no_grad(|| self.graph(sides).and_then(talion_onnx::fold)).ok()?;
-        let engine = Engine::new(fast::plan(&graph)?);
-        (engine.classes() as i64 == self.card.spec.classes).then_some(engine)
+        if self.device() != Device::Cpu || self.mean.kind() != Kind::Float {
+            return Err("it is for f32 on the CPU".into());
+        }
+        self.engines.get(size, || self.make_engine(size))
+    }
+
+    fn make_engine(&self, size: [i64; 2]) -> std::result::Result<Engine<f32>, String> {
+        let graph = tch::no_grad(|| self.graph(size).and_then(talion_onnx::fold));
+        let engine = Engine::new(fast::plan(&graph.map_err(|error| error.to_string())?)?);
+        let (classes, stated) = (engine.classes() as i64, self.card.spec.classes);
+        if classes == stated { Ok(engine) } else { Err(format!("{classes} logits for {stated} classes")) }
     }
 
     /// Whether gradients for images of this height and width come from the fast engine.
     pub fn is_fast(&self, size: [i64; 2]) -> bool {
-        let grey = Tensor::zeros([1, self.card.spec.channels, size[0], size[1]], (Kind::Float, self.device()));
-        self.engine(&grey).is_some()
+        self.find_engine(size).is_ok()
+    }
+
+    /// The same, with the reason where they do not: then they come from autograd.
+    ///
+    /// # Errors
+    /// The reason: what the engine does not know, for instance an operator.
+    pub fn fast_engine(&self, size: [i64; 2]) -> std::result::Result<(), String> {
+        self.find_engine(size).map(drop)
     }
 
     /// Logits in the given mode, the convolutions of a built-in network computed in `kind`.

@@ -242,9 +242,11 @@ impl<'a> Trainer<'a> {
         let found = self.classifier.loss_gradient(&restored.detach(), &|logits| {
             let answers = logits.log_softmax(1, Kind::Float);
             // summed over classes: the mathematical divergence
-            let divergence = answers
-                .kl_div(&batch.answers, Reduction::None, false)
-                .sum_dim_intlist(1_i64, false, Kind::Float);
+            let divergence = answers.kl_div(&batch.answers, Reduction::None, false).sum_dim_intlist(
+                1_i64,
+                false,
+                Kind::Float,
+            );
             let cross_entropy = answers.g_nll_loss::<Tensor>(&batch.labels, None, Reduction::None, -100);
             (divergence * weights.logit + cross_entropy * weights.classification) / rows
         });

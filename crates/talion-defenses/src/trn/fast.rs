@@ -3,13 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use talion_kernels::{
-    After, Buffer, Convolution, Geometry, Rectify, Sum, Team, enlarged, from_planes, gated, means, padded, side_by_side,
-    to_planes,
+    After, Buffer, Convolution, Geometry, Rectify, Sum, Team, enlarged, from_planes, gated, means, padded,
+    side_by_side, to_planes,
 };
 use tch::{Device, Kind, Tensor};
 
 use super::layers::Conv;
-
 
 /// Features of a batch, `[N, h, w, C]`.
 pub(super) struct Features {
@@ -245,7 +244,8 @@ impl FastNetwork {
         if let (Some((encoder, blocks)), Some(gradient)) = (&self.gradient, gradient) {
             let explored = encoder.forward(&bench, bench.features(gradient));
             let pairs = features.into_iter().zip(explored).zip(blocks);
-            features = pairs.map(|((image, gradient), block)| block.forward(&bench, image, gradient)).collect();
+            features =
+                pairs.map(|((image, gradient), block)| block.forward(&bench, image, gradient)).collect();
         }
         let means = features.iter().map(|features| bench.mean(features)).collect();
         (self.decoder.forward(&bench, features), means)

@@ -1,9 +1,13 @@
 //! Runs a plan.
 
-use std::{rc::Rc, sync::{Arc, Mutex}};
+use std::{
+    rc::Rc,
+    sync::{Arc, Mutex},
+};
 
 use talion_kernels::{
-    After, Buffer, Real, Rectify, Sum, Team, affine, affine_back, from_planes, join, mask_bytes, padded, to_planes,
+    After, Buffer, Real, Rectify, Sum, Team, affine, affine_back, from_planes, join, mask_bytes, padded,
+    to_planes,
 };
 
 use super::plan::{Plan, Step, Work};
@@ -207,7 +211,13 @@ impl<T: Real> Engine<T> {
             let after = After { sum, rectify: rectify() };
             match &step.work {
                 Work::Convolve(convolution) => {
-                    convolution.backward(team, &gradient, [rows, from.sides[0], from.sides[1]], output, after);
+                    convolution.backward(
+                        team,
+                        &gradient,
+                        [rows, from.sides[0], from.sides[1]],
+                        output,
+                        after,
+                    );
                 }
                 Work::Affine { scale, .. } => affine_back(team, &gradient, scale, output, after),
                 Work::Pass => join(team, &gradient, output, after),

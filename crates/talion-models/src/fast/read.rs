@@ -8,13 +8,18 @@ use tch::{Kind, Tensor};
 
 use super::plan::{Plan, Shape, Step, Work};
 
-/// The plan of a graph from images of a fixed size to logits; none if there is anything in it that the engine does not know.
-pub(crate) fn plan<T: Real>(graph: &Graph) -> Option<Plan<T>> {
-    let ([input], [output]) = (&graph.inputs[..], &graph.outputs[..]) else { return None };
-    let [_, Side::Fixed(channels), Side::Fixed(height), Side::Fixed(width)] = input.shape.as_deref()? else {
-        return None;
+/// The plan of a graph from images of a fixed size to logits.
+///
+/// # Errors
+/// Names the first thing in it that the engine does not know.
+pub(crate) fn plan<T: Real>(graph: &Graph) -> Result<Plan<T>, String> {
+    let other = || "the graph is not one from images to logits".to_owned();
+    let ([input], [output]) = (&graph.inputs[..], &graph.outputs[..]) else { return Err(other()) };
+    let Some([_, Side::Fixed(channels), Side::Fixed(height), Side::Fixed(width)]) = input.shape.as_deref()
+    else {
+        return Err(other());
     };
-    let side = |length: &i64| usize::try_from(*length).ok().filter(|&length| length > 0);
+    let side = |length: &i64| usize::try_from(*length).ok().filter(|&length| length > 0).ok_or_else(other);
     let shape = Shape { channels: side(channels)?, sides: [side(height)?, side(width)?] };
     let mut uses: HashMap<&str, usize> = HashMap::new();
     for name in graph.nodes.iter().flat_map(|node| &node.inputs).chain([&output.name]) {
@@ -31,13 +36,22 @@ pub(crate) fn plan<T: Real>(graph: &Graph) -> Option<Plan<T>> {
         alone: vec![false],
     };
     for node in &graph.nodes {
-        reader.node(node)?;
+        reader.node(node).ok_or_else(|| node.describe())?;
     }
-    let last = *reader.names.get(output.name.as_str())?;
+    let last = *reader.names.get(output.name.as_str()).ok_or_else(other)?;
     // logits are the last value, and a vector
-    let done = last.value + 1 == reader.shapes.len() && reader.shapes[last.value].sides == [1, 1] && last.value > 0;
-    done.then(|| Plan::new(shape.channels, [reader.shift, reader.scale], reader.steps, reader.shapes))
+    let done =
+        last.value + 1 == reader.shapes.len() && reader.shapes[last.value].sides == [1, 1] && last.value > 0;
+    if !done {
+        return Err(other());
+    }
+    Ok(Plan::new(shape.channels, [reader.shift, reader.scale], reader.steps, reader.shapes))
 }
+
+/// The largest value of an image that the engine takes on, and the longest stride, padding or side of a window: a file may state
+/// any.
+const MOST_ELEMENTS: usize = 1 << 28;
+const LONGEST_STEP: usize = 1 << 12;
 
 /// A value of the plan under the name that the graph has for it.
 #[derive(Clone, Copy)]
@@ -104,6 +118,10 @@ impl<'a, T: Real> Reader<'a, T> {
 
     /// Appends a step whose result has this shape, under the node's name.
     fn step(&mut self, node: &'a Node, work: Work<T>, source: usize, shape: Shape) -> Option<()> {
+        let pixels = shape.sides[0].checked_mul(shape.sides[1])?;
+        if padded(shape.channels).checked_mul(pixels)? > MOST_ELEMENTS {
+            return None;
+        }
         self.steps.push(Step { work, source, add: None, relu: false });
         self.shapes.push(shape);
         self.alone.push(self.uses.get(node.outputs.first()?.as_str()) == Some(&1));
@@ -131,7 +149,7 @@ impl<'a, T: Real> Reader<'a, T> {
         let two = |name: &str, usual: i64| -> Option<[usize; 2]> {
             match attributes.ints(name).ok()? {
                 None => Some([usual as usize; 2]),
-                Some(&[down, across]) => Some([usize::try_from(down).ok()?, usize::try_from(across).ok()?]),
+                Some(&[down, across]) => Some([length(down)?, length(across)?]),
                 Some(_) => None,
             }
         };
@@ -160,7 +178,8 @@ impl<'a, T: Real> Reader<'a, T> {
         bias: &[T],
     ) -> Option<()> {
         let sides = self.shapes[source].sides;
-        let valid = geometry.stride.iter().chain(&geometry.dilation).chain(&geometry.size).all(|&size| size > 0);
+        let valid =
+            geometry.stride.iter().chain(&geometry.dilation).chain(&geometry.size).all(|&size| size > 0);
         if !valid || !(bias.is_empty() || bias.len() == outputs as usize) {
             return None;
         }
@@ -205,7 +224,9 @@ impl<'a, T: Real> Reader<'a, T> {
         if let (Some(source), Some(weights)) = (self.vector(node, 0), self.constant(node, 1)) {
             return self.linear(node, source, &weights.tr_of_two()?, &[]);
         }
-        if let (Some(named), Some(columns)) = (self.value(node, 0).filter(|named| !named.flat), self.constant(node, 1)) {
+        if let (Some(named), Some(columns)) =
+            (self.value(node, 0).filter(|named| !named.flat), self.constant(node, 1))
+        {
             return self.means(node, named.value, &columns.tr_of_two()?, 1);
         }
         let named = self.value(node, 1).filter(|named| !named.flat)?;
@@ -227,7 +248,9 @@ impl<'a, T: Real> Reader<'a, T> {
         for cell in 0..cells {
             let (start, end) = (cell * length / cells, ((cell + 1) * length + cells - 1) / cells);
             let share = 1.0 / (end - start) as f32;
-            expected.extend((0..length).map(|at| f64::from(if (start..end).contains(&at) { share } else { 0.0 })));
+            expected.extend(
+                (0..length).map(|at| f64::from(if (start..end).contains(&at) { share } else { 0.0 })),
+            );
         }
         if Vec::<f64>::try_from(matrix.contiguous().flatten(0, -1)).ok()? != expected {
             return None;
@@ -293,7 +316,9 @@ impl<'a, T: Real> Reader<'a, T> {
         let size = constant.size();
         // [1, C, 1, 1] and [C, 1, 1]; of vectors also [C] and [1, C]; or a single number
         let one_a_channel = match &size[..] {
-            [rest @ .., count, 1, 1] if !flat => *count as usize == channels && rest.iter().all(|&side| side == 1),
+            [rest @ .., count, 1, 1] if !flat => {
+                *count as usize == channels && rest.iter().all(|&side| side == 1)
+            }
             [rest @ .., count] if vector => *count as usize == channels && rest.iter().all(|&side| side == 1),
             _ => false,
         };
@@ -327,10 +352,16 @@ impl<'a, T: Real> Reader<'a, T> {
             return None;
         }
         let epsilon = node.attributes.float("epsilon", 1e-5).ok()?;
-        let scale: Vec<f64> =
-            weight.iter().zip(&variance).map(|(weight, variance)| weight / (variance + epsilon).sqrt()).collect();
-        let shift: Vec<f64> =
-            bias.iter().zip(mean.iter().zip(&scale)).map(|(bias, (mean, scale))| bias - mean * scale).collect();
+        let scale: Vec<f64> = weight
+            .iter()
+            .zip(&variance)
+            .map(|(weight, variance)| weight / (variance + epsilon).sqrt())
+            .collect();
+        let shift: Vec<f64> = bias
+            .iter()
+            .zip(mean.iter().zip(&scale))
+            .map(|(bias, (mean, scale))| bias - mean * scale)
+            .collect();
         self.scaled(node, named, &scale, &shift)
     }
 
@@ -397,7 +428,7 @@ impl<'a, T: Real> Reader<'a, T> {
         let two = |name: &str| -> Option<Option<[usize; 2]>> {
             match attributes.ints(name).ok()? {
                 None => Some(None),
-                Some(&[down, across]) => Some(Some([usize::try_from(down).ok()?, usize::try_from(across).ok()?])),
+                Some(&[down, across]) => Some(Some([length(down)?, length(across)?])),
                 Some(_) => None,
             }
         };
@@ -445,13 +476,15 @@ impl<'a, T: Real> Reader<'a, T> {
         let all = (channels * sides[0] * sides[1]) as i64;
         let fits = match node.op.as_str() {
             "Flatten" => node.attributes.int("axis", 1).ok()? == 1,
-            "Squeeze" => sides == [1, 1] && {
-                let axes = match node.attributes.ints("axes").ok()? {
-                    Some(axes) => axes.to_vec(),
-                    None => self.ints(node, 1)?,
-                };
-                axes.iter().all(|axis| [2, 3, -1, -2].contains(axis)) && axes.len() == 2
-            },
+            "Squeeze" => {
+                sides == [1, 1] && {
+                    let axes = match node.attributes.ints("axes").ok()? {
+                        Some(axes) => axes.to_vec(),
+                        None => self.ints(node, 1)?,
+                    };
+                    axes.iter().all(|axis| [2, 3, -1, -2].contains(axis)) && axes.len() == 2
+                }
+            }
             _ => {
                 let shape = self.ints(node, 1)?;
                 // the batch's side is copied or left open; an open second side is everything
@@ -482,13 +515,17 @@ impl<'a, T: Real> Reader<'a, T> {
     }
 }
 
+/// A stride, a dilation or a side of a window.
+fn length(value: i64) -> Option<usize> {
+    usize::try_from(value).ok().filter(|&length| length <= LONGEST_STEP)
+}
+
 /// Zeros before and after of height and width.
 fn pads(node: &Node) -> Option<[[usize; 2]; 2]> {
     match node.attributes.ints("pads").ok()? {
         None => Some([[0, 0], [0, 0]]),
         Some(&[top, left, bottom, right]) => {
-            let side = |value: i64| usize::try_from(value).ok();
-            Some([[side(top)?, side(left)?], [side(bottom)?, side(right)?]])
+            Some([[length(top)?, length(left)?], [length(bottom)?, length(right)?]])
         }
         Some(_) => None,
     }

@@ -15,20 +15,21 @@ const MOST_SIZES: usize = 4;
 /// Rows that go through the network together. More take no less time a row, and more memory.
 const ROWS: usize = 64;
 
-/// A network's engines by height and width; nothing where the network has none.
+/// An engine, or why there is none.
+type Found = Result<Arc<Engine<f32>>, String>;
+
+/// A network's engines by height and width.
 #[derive(Debug, Default)]
-pub(crate) struct Engines(Mutex<BTreeMap<[i64; 2], Option<Arc<Engine<f32>>>>>);
+pub(crate) struct Engines(Mutex<BTreeMap<[i64; 2], Found>>);
 
 impl Engines {
     /// The engine for images of this height and width, which `make` makes when it is wanted for the first time.
-    pub(crate) fn get(
-        &self,
-        size: [i64; 2],
-        make: impl FnOnce() -> Option<Engine<f32>>,
-    ) -> Option<Arc<Engine<f32>>> {
+    pub(crate) fn get(&self, size: [i64; 2], make: impl FnOnce() -> Result<Engine<f32>, String>) -> Found {
         let mut engines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if engines.len() >= MOST_SIZES && !engines.contains_key(&size) {
-            return None;
+            return Err(format!(
+                "engines for {MOST_SIZES} other sizes of images are ready, and no more are kept"
+            ));
         }
         engines.entry(size).or_insert_with(|| make().map(Arc::new)).clone()
     }

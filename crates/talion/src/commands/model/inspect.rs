@@ -61,12 +61,14 @@ pub fn run(args: &InspectArgs, json: bool) -> CommandResult {
     let model = Model::load(&args.file, device)?;
     let layers = layers(&model)?;
     let second = second_order(&model);
+    let engine = model.fast_engine(model.card().image_size);
     let timing = (!args.no_timing).then(|| timing(&model, args.batch_size.clamp(1, 4096))).transpose()?;
     if json {
         let mut all = summary(&model);
         all["layers"] = serde_json::to_value(&layers)?;
         all["timing"] = serde_json::to_value(&timing)?;
         all["second_order_gradients"] = json!(second.is_ok());
+        all["fast_engine"] = json!({ "used": engine.is_ok(), "why_not": engine.as_ref().err() });
         println!("{all}");
         return Ok(());
     }
@@ -74,6 +76,10 @@ pub fn run(args: &InspectArgs, json: bool) -> CommandResult {
     match second {
         Ok(()) => println!("gradients    first and second order"),
         Err(problem) => println!("gradients    first order only: {problem}"),
+    }
+    match &engine {
+        Ok(()) => println!("engine       fast: gradients without autograd"),
+        Err(reason) => println!("engine       autograd; the fast one is for other networks: {reason}"),
     }
     if let Some(timing) = &timing {
         println!(
