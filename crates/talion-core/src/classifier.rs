@@ -71,7 +71,8 @@ pub trait Classifier {
     }
 
     /// Whether [`Classifier::search_logits`] or the gradients of images like these are only nearly those of
-    /// [`Classifier::logits`], so that an attack may be wrong about what it has found.
+    /// [`Classifier::logits`], so that an attack may be wrong about what it has found. Such fast ways give a row the same bits
+    /// in every batch, so that few rows can be searched without filling a batch up.
     fn is_approximate(&self, images: &Tensor) -> bool {
         let _ = images;
         false

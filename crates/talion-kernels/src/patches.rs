@@ -97,6 +97,7 @@ impl<T: Real> Patches<T> {
 
     /// # Shapes
     /// `input` `[N, H, W, C]`, `output` `[N, h, w, K]`.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn run(
         &self,
         team: &Team<T>,

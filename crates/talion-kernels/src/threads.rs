@@ -118,7 +118,10 @@ fn openmp() -> Option<Parallel> {
 }
 
 /// Pools of threads by their number: one of each is enough for a process.
-static POOLS: OnceLock<Mutex<Vec<(usize, Arc<rayon::ThreadPool>)>>> = OnceLock::new();
+static POOLS: OnceLock<Mutex<Vec<Pool>>> = OnceLock::new();
+
+/// A pool with the number of its threads.
+type Pool = (usize, Arc<rayon::ThreadPool>);
 
 fn pool(count: usize) -> Option<Arc<rayon::ThreadPool>> {
     let mut pools = POOLS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);

@@ -114,6 +114,7 @@ impl<T: Real> Winograd<T> {
 
     /// # Shapes
     /// `input` `[N, H, W, C]`, `output` `[N, h, w, K]`.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn run(
         &self,
         team: &Team<T>,
@@ -358,6 +359,7 @@ fn interpolate_in<V: Vector>(
         let (rows, columns) = ((target.rows - tile.row).min(TILE), (target.columns - tile.column).min(TILE));
         for channel in (0..target.channels).step_by(LANES) {
             let mut half = [[V::zero(); PATCH]; TILE];
+            #[allow(clippy::needless_range_loop)] // it is an index of the products too
             for column in 0..PATCH {
                 let line = std::array::from_fn(|row| {
                     V::load(lanes(products, (row * PATCH + column) * stride + place * width + channel))
