@@ -248,6 +248,7 @@ impl Classifier for View<'_> {
     }
 
     fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
+        self.trouble.look();
         match &self.seen {
             Seen::Defended(base, trn, mode) => self.defended(base, trn, *mode).loss_gradient(images, loss),
             Seen::File(file) if self.is_approximate(images) => file.model().loss_gradient(images, loss),
@@ -256,6 +257,7 @@ impl Classifier for View<'_> {
     }
 
     fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
+        self.trouble.look();
         match &self.seen {
             Seen::Defended(base, trn, mode) => self.defended(base, trn, *mode).logit_gradients(images),
             Seen::File(file) if self.is_approximate(images) => file.model().logit_gradients(images),
@@ -264,6 +266,8 @@ impl Classifier for View<'_> {
     }
 
     fn search_logits(&self, images: &Tensor) -> Tensor {
+        // what answers without asking Python would not hear of an interrupt
+        self.trouble.look();
         match &self.seen {
             Seen::Defended(base, trn, mode) => self.defended(base, trn, *mode).search_logits(images),
             Seen::File(file) if self.is_approximate(images) => file.model().search_logits(images),
