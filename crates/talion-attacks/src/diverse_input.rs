@@ -138,6 +138,24 @@ impl Classifier for Varied<'_> {
     }
 
     fn logits(&self, images: &Tensor) -> Tensor {
+        self.classifier.logits(&self.varied(images))
+    }
+
+    /// Through the placement by autograd, through the classifier by its own way, which may be a faster one.
+    fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
+        tch::with_grad(|| {
+            let images = images.detach().set_requires_grad(true);
+            let varied = self.varied(&images);
+            let found = self.classifier.loss_gradient(&varied.detach(), loss);
+            let along = (&varied * &found.gradient).sum(varied.kind());
+            let gradient = Tensor::run_backward(&[along], &[&images], false, false).remove(0);
+            InputGradient { gradient: gradient.detach(), ..found }
+        })
+    }
+}
+
+impl Varied<'_> {
+    fn varied(&self, images: &Tensor) -> Tensor {
         let size = images.size();
         let (height, width) = (size.get(2).copied().unwrap_or(1), size.get(3).copied().unwrap_or(1));
         let placed = |(row, placement): (i64, &Placement)| {
@@ -151,6 +169,6 @@ impl Classifier for Varied<'_> {
             ])
         };
         let varied: Vec<Tensor> = (0..).zip(self.placements).map(placed).collect();
-        self.classifier.logits(&Tensor::cat(&varied, 0))
+        Tensor::cat(&varied, 0)
     }
 }

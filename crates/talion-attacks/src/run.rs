@@ -319,10 +319,11 @@ impl<'a> Driver<'a> {
         let active: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].is_some()).collect();
         let jobs = active.len() + self.waiting.len();
         let largest = micro_batch(self.classifier.device());
-        let any = self.classifier.is_approximate(&self.batch.images.narrow(0, 0, 1));
-        // fast ways give a row the same bits in every batch
-        let wanted = if any { jobs } else { jobs.next_multiple_of(SMALL_BATCH) }.clamp(1, largest);
-        if wanted == self.slots.len() || !(any || self.may_be_small()?) {
+        let wanted = jobs.next_multiple_of(SMALL_BATCH).clamp(SMALL_BATCH, largest);
+        // fast ways give a row the same bits in every batch; libtorch's own sums in an attack's step were only seen to for
+        // multiples of eight
+        let known = self.classifier.is_approximate(&self.batch.images.narrow(0, 0, 1));
+        if wanted == self.slots.len() || !(known || self.may_be_small()?) {
             return Ok(());
         }
         let mut slots: Vec<Option<Job>> = active.iter().map(|&slot| self.slots[slot]).collect();
