@@ -7,13 +7,16 @@ The idea is that of Hong, Hong and Kong, "An Eye for an Eye: Defending against G
 abstract fixes the parts; the layers, losses and estimators here are our own.
 */
 
+pub mod baselines;
+mod defence;
 mod defended;
 mod export;
 pub mod gradient_map;
 pub mod training;
 pub mod trn;
 
+pub use defence::{Defence, Draw, Pass};
 pub use defended::{Defended, GradientMode};
 pub use export::export;
 pub use gradient_map::{EstimatorSpec, GradientMapEstimator, Normalization};
-pub use trn::{Change, Fusion, Prepared, Trn, TrnCard, TrnSpec};
+pub use trn::{Change, FusedScales, Fusion, Prepared, Trn, TrnCard, TrnSpec};

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use common::{CLASSES, ESTIMATORS, card, images};
 use talion_core::{Classifier, gaussian_noise};
 use talion_defenses::{
-    Defended, Fusion, GradientMode, Normalization, Prepared, Trn, TrnSpec, export, gradient_map::MapGraph,
+    Defended, FusedScales, Fusion, GradientMode, Normalization, Prepared, Trn, TrnSpec, export,
+    gradient_map::MapGraph,
 };
 use talion_models::{Model, ModelCard, ModelSpec};
 use talion_onnx::{Graph, Program, read, write};
@@ -128,16 +129,17 @@ fn every_estimator_fusion_and_normalisation_is_exported() {
     let mut models = BTreeMap::new();
     let mut case = 0;
     for estimator in ESTIMATORS {
-        for fusion in [Fusion::Gated, Fusion::Concatenation] {
+        for fusion in Fusion::ALL {
             for normalization in [Normalization::Rms, Normalization::Max, Normalization::Sign] {
                 let without_maps = matches!(estimator, "none" | "restoration");
-                if without_maps && normalization != Normalization::Rms
+                let asks_much = matches!(fusion, Fusion::CrossAttention | Fusion::DynamicFilter);
+                if (without_maps || asks_much) && normalization != Normalization::Rms
                     || estimator == "none" && fusion != Fusion::Gated
                 {
-                    continue; // nothing to join or to normalise
+                    continue; // nothing to join or to normalise, or normalised the same with other fusions
                 }
                 let (family, size) = (FAMILIES[case % 5], SIZES[case % 2]);
-                let channels = [1, 3][case / 2 % 2];
+                let channels = [1, 3][case / 3 % 2];
                 case += 1;
                 let model = models
                     .entry((family, channels))
@@ -167,6 +169,24 @@ fn networks_of_other_shapes_are_exported() {
     let trn = shaken(spec);
     let graph = export(&model.graph([16, 16]).unwrap(), &trn, [16, 16]).unwrap();
     check(&graph, &model, &trn, [16, 16], "a small first pass");
+}
+
+#[test]
+fn every_fusion_is_exported_at_any_scale_and_size() {
+    let model = classifier("resnet18-w4", 1, CLASSES, 2.0);
+    for fusion in Fusion::ALL {
+        for (fused, scales, size) in [
+            (FusedScales::All, 2, [9, 21]),
+            (FusedScales::Coarsest, 3, [16, 16]),
+            (FusedScales::Finest, 3, [13, 18]),
+            (FusedScales::Coarsest, 5, [17, 15]),
+        ] {
+            let trn = busy(&TrnSpec { fusion, fused, scales, ..small(1) }, "predicted");
+            let what = format!("{fusion}, {fused}, {scales} scales, {size:?}");
+            let graph = export(&model.graph(size).unwrap(), &trn, size).unwrap();
+            check(&graph, &model, &trn, size, &what);
+        }
+    }
 }
 
 #[test]

@@ -107,3 +107,56 @@ fn quick_restoration_is_the_restoration() {
         }
     }
 }
+
+/// The derivative of a restoration is that of libtorch's graph.
+#[test]
+fn gradients_come_back_as_through_the_graph() {
+    let classifier = Model::load(&bundled("classifier.safetensors"), Device::Cpu).unwrap();
+    let labels = Tensor::from_slice(&[1_i64, 2, 3, 4, 5]);
+    let x = (images(5) * 0.6 + uniform_noise(&[1, 28, 28], &[0, 1, 2, 3, 4], 4, "texture", 0) * 0.2 + 0.2)
+        .clamp(0.02, 0.98);
+    for (estimator, fusion, gate, patterns) in [
+        ("none", "gated", true, false),
+        ("none", "gated", false, true),
+        ("restoration", "gated", true, false),
+        ("restoration", "concatenation", false, true),
+        ("predicted", "gated", true, false),
+        ("top3", "concatenation", false, false),
+    ] {
+        let small = TrnSpec { width: 8, gate, ..TrnSpec::one_stream("tiny", 1).unwrap() };
+        let estimator: EstimatorSpec = estimator.parse().unwrap();
+        let patterns = patterns.then_some([28, 28]);
+        let fusion = fusion.parse().unwrap();
+        let trn = busy(TrnSpec { fusion, patterns, ..small.with_estimator(estimator) }).freeze();
+        for (name, x) in [("whole", x.shallow_clone()), ("odd", x.narrow(2, 0, 27).narrow(3, 0, 22))] {
+            let towards = uniform_noise(&x.size()[1..], &[0, 1, 2, 3, 4], 2, "towards", 0);
+            let found = trn.pull_back(&classifier, &x, MapGraph::Constant, &mut |restored| {
+                assert!(!restored.requires_grad());
+                towards.shallow_clone()
+            });
+            let variable = x.copy().set_requires_grad(true);
+            let restored = trn.restore(&classifier, &variable, MapGraph::Constant);
+            let along = (restored * &towards).sum(Kind::Float);
+            let expected = Tensor::run_backward(&[along], &[&variable], false, false).remove(0);
+            // what the network adds to the identity
+            let own = (&expected - &towards).norm().double_value(&[]);
+            let off = (&found - &expected).norm().double_value(&[]);
+            assert!(own > 0.05, "{estimator}: {own} says nothing");
+            assert!(off < 2e-3 * own, "{estimator} {fusion} {name}: {off} of {own}");
+        }
+    }
+    // second derivatives through the maps stay in the graph
+    let trn = Trn::load(&bundled("trn.safetensors"), Device::Cpu).unwrap();
+    let gradient = |mode| {
+        let victim = Defended::new(&classifier, &trn, mode).unwrap();
+        victim.input_gradient(&x, &labels, Objective::CrossEntropy).gradient
+    };
+    let victim = Defended::new(&classifier, &trn, GradientMode::Exact).unwrap();
+    let reference = Reference(&victim).input_gradient(&x, &labels, Objective::CrossEntropy).gradient;
+    let cosine = |other: &Tensor| {
+        let dot = (&reference * other).sum(Kind::Float).double_value(&[]);
+        dot / (reference.norm().double_value(&[]) * other.norm().double_value(&[]))
+    };
+    assert!(cosine(&gradient(GradientMode::Exact)) > 0.99);
+    assert!(cosine(&gradient(GradientMode::Detached)) < 0.99);
+}

@@ -3,8 +3,8 @@
 mod common;
 
 use common::{ESTIMATORS, Smooth, busy_network, card, images, network};
-use talion_core::{Classifier, Objective};
-use talion_defenses::{Defended, Fusion, GradientMode, Trn, TrnSpec, gradient_map::MapGraph};
+use talion_core::{Classifier, Objective, gaussian_noise};
+use talion_defenses::{Defended, FusedScales, Fusion, GradientMode, Trn, TrnSpec, gradient_map::MapGraph};
 use tch::{Device, Kind, Tensor};
 
 #[test]
@@ -67,21 +67,70 @@ mod talion_models_stub {
     }
 }
 
+/// A network whose output and biases do something.
+fn busy(spec: &TrnSpec, estimator: &str) -> Trn {
+    let trn = Trn::new(card(spec.with_estimator(estimator.parse().unwrap())), Device::Cpu).unwrap();
+    tch::no_grad(|| {
+        for (name, mut tensor) in trn.store().variables() {
+            if name.contains("decoder.output") || name.ends_with("bias") {
+                let noise = gaussian_noise(&tensor.size(), &[3], 1, &name, 0).squeeze_dim(0);
+                tensor.copy_(&(noise * 0.1));
+            }
+        }
+    });
+    trn.freeze()
+}
+
+/// The smallest one-stream network, to which a second stream is joined like this.
+fn joined(fusion: Fusion, fused: FusedScales) -> TrnSpec {
+    TrnSpec { width: 8, fusion, fused, ..TrnSpec::one_stream("tiny", 1).unwrap() }
+}
+
 #[test]
-fn both_fusions_join_the_streams() {
+fn every_fusion_joins_the_streams_at_any_scale() {
     let classifier = Smooth::new(1, 12, Kind::Float);
     let x = images(2, 1, 12, 12);
-    for fusion in [Fusion::Gated, Fusion::Concatenation] {
-        let spec = TrnSpec { width: 8, fusion, ..TrnSpec::one_stream("tiny", 1).unwrap() };
-        let trn = Trn::new(card(spec.with_estimator("predicted".parse().unwrap())), Device::Cpu).unwrap();
-        tch::no_grad(|| {
-            let mut output = trn.store().variables().remove("main.decoder.output.weight").unwrap();
-            let _ = output.fill_(0.05);
-        });
-        let mut prepared = trn.prepare(&classifier, &x, MapGraph::Constant, None);
-        let with_map = trn.restore_prepared(&x, &prepared);
-        prepared.maps = prepared.maps.map(|maps| -maps);
-        assert_ne!(with_map, trn.restore_prepared(&x, &prepared), "{fusion:?} ignores the map");
+    for fusion in Fusion::ALL {
+        for fused in FusedScales::ALL {
+            let trn = busy(&joined(fusion, fused), "predicted");
+            let mut prepared = trn.prepare(&classifier, &x, MapGraph::Constant, None);
+            let with_map = trn.restore_prepared(&x, &prepared);
+            prepared.maps = prepared.maps.map(|maps| -maps);
+            assert_ne!(with_map, trn.restore_prepared(&x, &prepared), "{fusion} at {fused} ignores the map");
+        }
+    }
+}
+
+#[test]
+fn networks_have_the_blocks_and_scales_that_they_use() {
+    for fusion in Fusion::ALL {
+        let weights = |fused| busy(&joined(fusion, fused), "predicted").tensors();
+        let [all, coarsest, finest] = FusedScales::ALL.map(weights);
+        let has = |name: &str| {
+            [&all, &coarsest, &finest].map(|tensors| tensors.keys().any(|key| key.starts_with(name)))
+        };
+        assert_eq!(has("main.fusion0."), [true, false, true], "{fusion}");
+        assert_eq!(has("main.fusion1."), [true, false, false], "{fusion}");
+        assert_eq!(has("main.fusion2."), [true, true, false], "{fusion}");
+        assert_eq!(has("main.gradient.scale0."), [true, true, true], "{fusion}");
+        assert_eq!(has("main.gradient.scale1."), [true, true, false], "{fusion}");
+        assert_eq!(has("main.image.scale2."), [true, true, true], "{fusion}");
+    }
+}
+
+#[test]
+fn every_fusion_takes_any_image_size() {
+    for fusion in Fusion::ALL {
+        for scales in [2, 5] {
+            let trn = busy(&TrnSpec { scales, ..joined(fusion, FusedScales::All) }, "predicted");
+            for (height, width) in [(1, 1), (5, 9), (31, 34)] {
+                let x = images(2, 1, height, width);
+                let restored = trn.restore(&talion_models_stub::Mean, &x, MapGraph::Constant);
+                assert_eq!(restored.size(), x.size(), "{fusion}, {scales} scales, {height}x{width}");
+                let moved = (&restored - &x).abs().max().double_value(&[]);
+                assert!(moved > 0.0 && moved <= trn.card().spec.bound + 1e-6, "{fusion}: {moved}");
+            }
+        }
     }
 }
 
@@ -146,6 +195,31 @@ fn exact_gradients_match_finite_differences_and_the_other_modes_do_not() {
         if !matches!(name, "none" | "restoration") {
             let detached = along(GradientMode::Detached);
             assert!((detached - truth).abs() > 1e-6, "{name}: the map's own derivative is missing");
+        }
+    }
+}
+
+#[test]
+fn every_fusion_has_exact_gradients() {
+    let classifier = Smooth::new(1, 8, Kind::Double);
+    let x = images(2, 1, 8, 8).to_kind(Kind::Double);
+    let labels = Tensor::from_slice(&[0_i64, 1]);
+    let direction = gaussian_noise(&[1, 8, 8], &[0, 1], 3, "direction", 0).to_kind(Kind::Double);
+    for fusion in Fusion::ALL {
+        for fused in FusedScales::ALL {
+            let trn = busy(&joined(fusion, fused), "walk-back").to_double();
+            let along = |mode| {
+                let victim = Defended::new(&classifier, &trn, mode).unwrap();
+                let gradient = victim.input_gradient(&x, &labels, Objective::CrossEntropy).gradient;
+                (gradient * &direction).sum(Kind::Double).double_value(&[])
+            };
+            let victim = Defended::new(&classifier, &trn, GradientMode::Exact).unwrap();
+            let truth = slope(&victim, &x, &labels, &direction);
+            let exact = along(GradientMode::Exact);
+            let what = format!("{fusion} at {fused}");
+            assert!((exact - truth).abs() < 1e-5 * truth.abs().max(1.0), "{what}: {exact} against {truth}");
+            let detached = along(GradientMode::Detached);
+            assert!((detached - truth).abs() > 1e-6, "{what}: the map's own derivative is missing");
         }
     }
 }

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 use talion_attacks::in_micro_batches;
 use talion_core::{Classifier, Result, Tensors};
-use talion_defenses::{Defended, GradientMode, Trn};
+use talion_defenses::{Defence, Defended, GradientMode};
 use tch::{Kind, Tensor};
 
 use crate::Player;
@@ -15,7 +15,7 @@ pub struct Entrant<'a> {
     /// The classifier.
     pub classifier: &'a dyn Classifier,
     /// The defence in front, if there is one.
-    pub trn: Option<&'a Trn>,
+    pub defence: Option<&'a dyn Defence>,
 }
 
 /// What an entrant says of images.
@@ -32,8 +32,8 @@ impl<'a> Entrant<'a> {
     /// # Errors
     /// If defence and classifier do not fit each other.
     pub fn seen(&self, view: GradientMode) -> Result<Box<dyn Classifier + 'a>> {
-        Ok(match self.trn {
-            Some(trn) => Box::new(Defended::new(self.classifier, trn, view)?),
+        Ok(match self.defence {
+            Some(defence) => Box::new(Defended::new(self.classifier, defence, view)?),
             None => Box::new(self.classifier),
         })
     }
@@ -47,15 +47,11 @@ impl<'a> Entrant<'a> {
     /// If the images do not pass the checks of [`talion_core::check_images`].
     pub fn answer(&self, images: &Tensor) -> Result<Answer> {
         let device = self.classifier.device();
-        let defended =
-            self.trn.map(|trn| Defended::new(self.classifier, trn, GradientMode::Exact)).transpose()?;
+        let in_use = |defence| Defended::new(self.classifier, defence, GradientMode::Exact);
+        let defended = self.defence.map(in_use).transpose()?;
         let mut parts = in_micro_batches(images, device, &mut |part| {
             Ok(tch::no_grad(|| match &defended {
-                // the same operations as in `Defended::logits`, in the same order and layout
-                Some(defended) => {
-                    let restored = defended.restore(part);
-                    vec![self.classifier.logits(&restored), restored]
-                }
+                Some(defended) => <[Tensor; 2]>::from(defended.answer(part)).into(),
                 None => vec![self.classifier.logits(part)],
             }))
         })?

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde::{Deserialize, Serialize};
 use talion_core::{Classifier, Error, Result, write_atomically};
-use talion_defenses::gradient_map::MapGraph;
+use talion_defenses::{Defended, GradientMode};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Entrant, Exhibit, Experiment, Subjects, Tile, facts::Facts, store::RunFolder};
@@ -70,16 +70,14 @@ fn exhibit(
     let clean = subjects.images.narrow(0, row as i64, 1);
     let truth = subjects.labels.int64_value(&[row as i64]);
     let device = entrant.classifier.device();
-    let (map, restored) = tch::no_grad(|| match entrant.trn {
-        Some(trn) => {
+    let (map, restored) = match entrant.defence {
+        Some(defence) => {
             let images = adversarial.to_device(device);
-            let prepared = trn.prepare(entrant.classifier, &images, MapGraph::Constant, None);
-            let channels = images.size()[1];
-            let map = prepared.maps.as_ref().filter(|maps| maps.size()[1] >= channels);
-            (map.map(|map| map.narrow(1, 0, channels)), trn.restore_prepared(&images, &prepared))
+            let defended = Defended::new(entrant.classifier, defence, GradientMode::Exact)?;
+            (defence.gradient_map(entrant.classifier, &images), defended.restore(&images))
         }
         None => (None, adversarial.shallow_clone()),
-    });
+    };
     let names = &facts.config.class_names;
     let name = |class: i64| names.get(class as usize).cloned().unwrap_or_else(|| class.to_string());
     let said = |title: &str, images: &Tensor| -> Result<Tile> {

@@ -33,7 +33,7 @@ pub use entrant::{Answer, Entrant, fingerprint};
 pub use exhibits::{exhibits, keep_exhibits, kept_exhibits};
 pub use experiment::{Experiment, Part};
 pub use latency::{keep_latencies, kept_latencies, latencies};
-pub use measure::{Contender, Measured, Row, evaluate};
+pub use measure::{Contender, Front, Measured, Row, evaluate};
 pub use picture::{Scene, gallery};
 pub use plan::{Plan, Setting};
 pub use protocol::{Protocol, Scope};

@@ -5,17 +5,39 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use talion_attacks::{Batch, RunOptions, micro_batch, predict_all, run};
 use talion_core::{Classifier, Error, Objective, Result};
-use talion_defenses::{Defended, EstimatorSpec, GradientMode, Trn, gradient_map::MapGraph};
+use talion_defenses::{Defence, Defended, EstimatorSpec, GradientMode, Trn, gradient_map::MapGraph};
 use tch::{Kind, Tensor};
 
 use crate::{Plan, Proportion, Setting};
 
-/// Something that classifies: the bare classifier, or the classifier behind a restoration network.
+/// Something that classifies.
 pub struct Contender<'a> {
     /// The column's title.
     pub name: String,
-    /// The network in front; `None` for the bare classifier.
-    pub trn: Option<&'a Trn>,
+    /// What stands in front of the bare classifier, or in its place.
+    pub front: Front<'a>,
+}
+
+/// What a contender has in front of the bare classifier, or in its place.
+#[derive(Clone, Copy)]
+pub enum Front<'a> {
+    /// Nothing: the bare classifier itself.
+    Nothing,
+    /// A defence.
+    Defence(&'a dyn Defence),
+    /// Another classifier, which needs no defence: one trained to withstand attacks.
+    Instead(&'a dyn Classifier),
+    /// A network that is told the true labels: for diagnosis only.
+    Oracle(&'a Trn),
+}
+
+impl<'a> From<&'a Trn> for Front<'a> {
+    fn from(trn: &'a Trn) -> Self {
+        match trn.card().spec.estimator {
+            EstimatorSpec::Oracle => Self::Oracle(trn),
+            _ => Self::Defence(trn),
+        }
+    }
 }
 
 /// How one contender did in one row.
@@ -101,20 +123,19 @@ fn measure(
         Ok::<_, Error>(outcome.adversarial)
     };
     let mut measured = Vec::new();
-    let diagnosed = |contender: &Contender<'_>| {
-        contender.trn.is_some_and(|trn| trn.card().spec.estimator == EstimatorSpec::Oracle)
-    };
     if setting.threat == GradientMode::Oblivious {
         let adversarial = attack(classifier)?;
         for contender in contenders {
             measured.push(judge(classifier, contender, &adversarial, labels)?);
         }
     } else {
-        // nobody can deploy the oracle, so nobody attacks it
-        for contender in contenders.iter().filter(|contender| !diagnosed(contender)) {
-            let adversarial = match contender.trn {
-                Some(trn) => attack(&Defended::new(classifier, trn, setting.threat)?)?,
-                None => attack(classifier)?,
+        for contender in contenders {
+            let adversarial = match contender.front {
+                Front::Nothing => attack(classifier)?,
+                Front::Defence(defence) => attack(&Defended::new(classifier, defence, setting.threat)?)?,
+                Front::Instead(other) => attack(other)?,
+                // nobody can deploy the oracle, so nobody attacks it
+                Front::Oracle(_) => continue,
             };
             measured.push(judge(classifier, contender, &adversarial, labels)?);
         }
@@ -134,12 +155,13 @@ fn judge(
     images: &Tensor,
     labels: &Tensor,
 ) -> Result<Measured> {
-    let predictions = match contender.trn {
-        Some(trn) if trn.card().spec.estimator == EstimatorSpec::Oracle => {
-            predict_all(classifier, &restored_by_oracle(classifier, trn, images, labels))?
+    let predictions = match contender.front {
+        Front::Nothing => predict_all(classifier, images)?,
+        Front::Defence(defence) => {
+            predict_all(&Defended::new(classifier, defence, GradientMode::Exact)?, images)?
         }
-        Some(trn) => predict_all(&Defended::new(classifier, trn, GradientMode::Exact)?, images)?,
-        None => predict_all(classifier, images)?,
+        Front::Instead(other) => predict_all(other, images)?,
+        Front::Oracle(trn) => predict_all(classifier, &restored_by_oracle(classifier, trn, images, labels))?,
     };
     let labels = labels.to_device(predictions.labels.device());
     let right = Vec::<bool>::try_from(predictions.labels.eq_tensor(&labels).to_kind(Kind::Bool))?;

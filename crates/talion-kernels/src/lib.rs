@@ -37,7 +37,7 @@ pub use pointwise::{affine, affine_back, from_planes, join, to_planes};
 pub use pooling::{Pooling, Window};
 pub use real::Real;
 pub use simd::{Level, level};
-pub use streams::{enlarged, gated, means, side_by_side};
+pub use streams::{enlarged, enlarged_back, gated, gated_back, means, means_back, part, side_by_side};
 pub use team::{Buffer, Team};
 
 /// Channels are padded to a multiple of this: what one vector register of f32 holds.

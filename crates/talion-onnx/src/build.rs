@@ -649,6 +649,11 @@ impl Builder {
         self.node("MaxPool", &[x], window(kernel.to_vec(), stride, padding))
     }
 
+    /// The mean of each window of `[N, C, H, W]`, none of which reaches over the border.
+    pub fn average_pool(&mut self, x: &Var, kernel: [i64; 2], stride: [i64; 2]) -> Var {
+        self.node("AveragePool", &[x], window(kernel.to_vec(), stride, [0, 0]))
+    }
+
     /// The mean over height and width: `[N, C, 1, 1]` if `keep`, otherwise `[N, C]`.
     pub fn global_average(&mut self, x: &Var, keep: bool) -> Var {
         let mean = self.node("GlobalAveragePool", &[x], vec![]);
@@ -869,6 +874,10 @@ mod tests {
         same(
             &run(&x, |b, x| b.max_pool(x, [3, 2], [2, 2], [1, 0])),
             &x.max_pool2d([3, 2], [2, 2], [1, 0], [1, 1], false),
+        );
+        same(
+            &run(&x, |b, x| b.average_pool(x, [3, 2], [2, 2])),
+            &x.avg_pool2d([3, 2], [2, 2], [0, 0], false, true, None),
         );
         let dims: &[i64] = &[2, 3];
         same(&run(&x, |b, x| b.global_average(x, true)), &x.mean_dim(dims, true, None));

@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 use talion_core::{Error, Result};
 use talion_data::{Dataset, DatasetSpec, Split};
-use talion_defenses::{EstimatorSpec, Trn};
+use talion_defenses::{Defence, EstimatorSpec, Trn};
 use talion_eval::{Entrant, Player, fingerprint};
 use talion_models::Model;
 use tch::Device;
 
-use crate::bundled::Networks;
+use crate::{
+    bundled::Networks,
+    fronts::{FrontSpec, Loaded, Named},
+};
 
 /// Which networks, and which images.
 #[derive(Args, Clone)]
@@ -24,6 +27,11 @@ pub struct CastArgs {
     /// The one-stream twin, for comparison.
     #[arg(long, value_name = "FILE")]
     pub one_stream: Option<PathBuf>,
+    /// Another defence for the same tables, [NAME=]DEFENCE: a method without training (jpeg-75, bits-4, median-3, gaussian-0.7,
+    /// tv-0.05, resize-pad-0.85), the file of a trained one (a restoration network, a compressor, a denoiser), or the file of a
+    /// classifier that was trained to withstand attacks and takes the classifier's place; may be given several times.
+    #[arg(long, value_name = "DEFENCE")]
+    pub defence: Vec<FrontSpec>,
     /// Another classifier of the same classes, attacked to see whether its images fool the defence (transfer); may be
     /// given several times. The bundled pair brings one.
     #[arg(long, value_name = "FILE")]
@@ -50,6 +58,8 @@ impl CastArgs {
 pub struct Cast {
     /// Classifier and networks in front of it.
     pub networks: Networks,
+    /// The other defences.
+    pub fronts: Vec<Named>,
     surrogates: Vec<(String, Model)>,
 }
 
@@ -76,7 +86,10 @@ impl Cast {
         if model.is_none() && surrogates.is_empty() {
             surrogates.push(("surrogate".into(), Networks::bundled_surrogate(device)?));
         }
-        Ok(Self { networks, surrogates })
+        let fronts = args.defence.iter().map(|spec| spec.load(&networks.classifier, device));
+        let fronts = fronts.collect::<Result<Vec<_>>>()?;
+        distinct(&fronts)?;
+        Ok(Self { networks, fronts, surrogates })
     }
 
     /// The names of the surrogates.
@@ -92,9 +105,18 @@ impl Cast {
         let classifier = &self.networks.classifier;
         let mut entrants = vec![bare(BASE, classifier)?];
         if let Some(trn) = &self.networks.one_stream {
-            entrants.push(defended("one-stream", classifier, trn)?);
+            entrants.push(restoring("one-stream", classifier, trn)?);
         }
-        entrants.push(defended("TRN", classifier, &self.networks.trn)?);
+        entrants.push(restoring("TRN", classifier, &self.networks.trn)?);
+        for front in &self.fronts {
+            entrants.push(match &front.what {
+                Loaded::Defence(defence) => defended(&front.name, classifier, &**defence, &front.origin)?,
+                Loaded::Classifier(model) => {
+                    let bare = bare(&front.name, model)?;
+                    Entrant { player: Player { defended: true, ..bare.player }, ..bare }
+                }
+            });
+        }
         for (name, model) in &self.surrogates {
             entrants.push(bare(name, model)?);
         }
@@ -110,7 +132,7 @@ fn bare<'a>(name: &str, model: &'a Model) -> Result<Entrant<'a>> {
         sha256: fingerprint(&[&model.identity()])?,
         defended: false,
     };
-    Ok(Entrant { player, classifier: model, trn: None })
+    Ok(Entrant { player, classifier: model, defence: None })
 }
 
 /// How images are prepared for an imported model: a result that does not say so cannot be made again.
@@ -126,27 +148,38 @@ fn prepared(model: &Model) -> String {
     }
 }
 
-fn defended<'a>(name: &str, model: &'a Model, trn: &'a Trn) -> Result<Entrant<'a>> {
-    let estimator = trn.card().spec.estimator;
-    if estimator == EstimatorSpec::Oracle {
+fn restoring<'a>(name: &str, model: &'a Model, trn: &'a Trn) -> Result<Entrant<'a>> {
+    if trn.card().spec.estimator == EstimatorSpec::Oracle {
         return Err(Error::Refused(
             "a network that is told the true labels is no defence to evaluate".into(),
         ));
     }
-    let network = match estimator {
-        EstimatorSpec::None => "one-stream restoration network".to_owned(),
-        estimator => format!("TRN with {estimator} maps"),
-    };
+    defended(name, model, trn, &format!("trained on {}", trn.card().dataset))
+}
+
+fn defended<'a>(name: &str, model: &'a Model, defence: &'a dyn Defence, origin: &str) -> Result<Entrant<'a>> {
+    let comma = if origin.is_empty() { "" } else { ", " };
+    let what = format!("{}{comma}{origin}", defence.description());
     let player = Player {
         name: name.into(),
-        description: format!(
-            "{network} of {} weights, trained on {}, in front of {}",
-            trn.parameters(),
-            trn.card().dataset,
-            model.card().spec.architecture
-        ),
-        sha256: fingerprint(&[&model.identity(), &trn.tensors()])?,
+        description: format!("{what}, in front of {}", model.card().spec.architecture),
+        sha256: fingerprint(&[&model.identity(), &defence.tensors()])?,
         defended: true,
     };
-    Ok(Entrant { player, classifier: model, trn: Some(trn) })
+    Ok(Entrant { player, classifier: model, defence: Some(defence) })
+}
+
+/// Two columns of the same name cannot be told apart.
+fn distinct(fronts: &[Named]) -> Result<()> {
+    let mut taken = vec![BASE, "one-stream", "TRN"];
+    for front in fronts {
+        if taken.contains(&front.name.as_str()) {
+            return Err(Error::Refused(format!(
+                "two defences are called {}; name them apart with --defence NAME=DEFENCE",
+                front.name
+            )));
+        }
+        taken.push(&front.name);
+    }
+    Ok(())
 }

@@ -1,9 +1,11 @@
 //! The command line: says what happened, in which file, and what to do.
 
+mod ablation;
 mod bundled;
 mod cast;
 mod commands;
 mod failure;
+mod fronts;
 mod machine;
 mod monitor;
 mod samples;
@@ -63,6 +65,8 @@ enum Command {
     Serve(Box<commands::serve::ServeArgs>),
     /// From data to table: classifier, one-stream twin, TRN, evaluation.
     Reproduce(commands::reproduce::ReproduceArgs),
+    /// What each part of the restoration network is worth: change one at a time, train, measure.
+    Ablate(commands::ablate::AblateArgs),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Command::Restore(args) => commands::restore::run(&args, json),
         Command::Serve(args) => commands::serve::run(&args, json),
         Command::Reproduce(args) => commands::reproduce::run(&args, json),
+        Command::Ablate(args) => commands::ablate::run(&args, json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

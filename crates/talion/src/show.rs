@@ -6,7 +6,8 @@ use indicatif::ProgressBar;
 use talion_attacks::{Attack, AttackSpec, Batch};
 use talion_core::{Budget, Classifier, Error, Objective, Result, write_atomically};
 use talion_defenses::{EstimatorSpec, gradient_map::MapGraph};
-use talion_eval::{Contender, Plan, Row, Scene, evaluate, gallery};
+use talion_eval::{Contender, Front, Plan, Row, Scene, evaluate, gallery};
+use talion_models::Model;
 use tch::Tensor;
 
 use crate::{
@@ -15,19 +16,29 @@ use crate::{
     samples::Samples,
 };
 
-/// Runs `plan` with a progress bar a setting: bare classifier, one-stream twin where there is one, TRN.
-pub fn measured(networks: &Networks, samples: &Samples, plan: &Plan) -> Result<Vec<Row>> {
-    let mut contenders = vec![Contender { name: "undefended".into(), trn: None }];
+/// Bare classifier, one-stream twin where there is one, TRN.
+pub fn contenders(networks: &Networks) -> Vec<Contender<'_>> {
+    let mut contenders = vec![Contender { name: "undefended".into(), front: Front::Nothing }];
     if let Some(trn) = &networks.one_stream {
-        contenders.push(Contender { name: "one-stream".into(), trn: Some(trn) });
+        contenders.push(Contender { name: "one-stream".into(), front: trn.into() });
     }
     let oracle = networks.trn.card().spec.estimator == EstimatorSpec::Oracle;
     let name = if oracle { "TRN told the truth (ORACLE)" } else { "TRN" };
-    contenders.push(Contender { name: name.into(), trn: Some(&networks.trn) });
+    contenders.push(Contender { name: name.into(), front: (&networks.trn).into() });
+    contenders
+}
+
+/// Runs `plan` with a progress bar a setting.
+pub fn measured(
+    classifier: &Model,
+    contenders: &[Contender<'_>],
+    samples: &Samples,
+    plan: &Plan,
+) -> Result<Vec<Row>> {
     let mut current: Option<(String, ProgressBar)> = None;
     let rows = evaluate(
-        &networks.classifier,
-        &contenders,
+        classifier,
+        contenders,
         (&samples.images, &samples.labels, &samples.ids),
         plan,
         &mut |setting, done, total| {

@@ -13,8 +13,10 @@ mod spec;
 mod top_k;
 mod walk_back;
 
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, InputGradient, Objective, Result};
+use talion_core::{Classifier, Error, InputGradient, Objective, Result};
 use talion_onnx::{Builder, Var};
 use tch::{Kind, Tensor, nn};
 
@@ -116,7 +118,31 @@ pub enum Normalization {
     Sign,
 }
 
+impl fmt::Display for Normalization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rms => "rms",
+            Self::Max => "max",
+            Self::Sign => "sign",
+        })
+    }
+}
+
+impl FromStr for Normalization {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|normalization| normalization.to_string() == text).ok_or_else(|| {
+            let known = Self::ALL.map(|normalization| normalization.to_string()).join(", ");
+            Error::Unknown { what: "normalization of gradient maps", found: text.into(), known }
+        })
+    }
+}
+
 impl Normalization {
+    /// All normalisations.
+    pub const ALL: [Self; 3] = [Self::Rms, Self::Max, Self::Sign];
+
     /// The map of each row of `gradient`.
     ///
     /// # Shapes
@@ -293,6 +319,17 @@ mod tests {
         let error = (&found - &expected).abs().max().double_value(&[]);
         let scale = expected.abs().max().double_value(&[]);
         assert!(scale > 1e-3 && error < 1e-12 * scale.max(1.0), "{error} of {scale}");
+    }
+
+    #[test]
+    fn normalizations_have_the_names_that_files_give_them() {
+        for normalization in Normalization::ALL {
+            let name = normalization.to_string();
+            assert_eq!(name.parse::<Normalization>().unwrap(), normalization);
+            assert_eq!(serde_json::to_value(normalization).unwrap(), name.as_str());
+        }
+        let error = "l2".parse::<Normalization>().unwrap_err().to_string();
+        assert!(error.contains("rms, max, sign"), "{error}");
     }
 
     #[test]

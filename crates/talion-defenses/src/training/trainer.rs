@@ -1,42 +1,20 @@
 //! The training loop of a restoration network.
 
-use std::{
-    collections::BTreeMap,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use serde_json::json;
-use talion_core::{Classifier, Error, Result, Tensors, shuffled};
+use talion_core::{Classifier, Error, Result, shuffled};
 use talion_data::Dataset;
-use talion_models::training::{Event, Observer, Optimizer, Parameters, Snapshot, clip_to_norm, one_cycle};
+use talion_models::training::{Event, Observer, Snapshot, one_cycle};
 use tch::{Kind, Reduction, Tensor};
 
 use super::{
     Mixture, TrnTraining,
+    course::Course,
     pool::{Clean, Pool, attack, merely_noisy},
+    sources::TrnSources,
 };
-use crate::{
-    gradient_map::MapGraph,
-    trn::{Trn, TrnCard},
-};
-
-/// What a training run reads and where it keeps its state.
-pub struct TrnSources<'a> {
-    /// The classifier to defend, frozen.
-    pub classifier: &'a dyn Classifier,
-    /// What the classifier is, for the network's card.
-    pub architecture: String,
-    /// The whole training split; validation images are set aside from it.
-    pub data: &'a Dataset,
-    /// A trained one-stream network, for specifications with a first pass.
-    pub first: Option<&'a Trn>,
-    /// Where the state of the unfinished run is kept.
-    pub snapshot: Option<&'a Path>,
-    /// A folder for attacked images, which trainings of other networks on the same attacks share.
-    pub cache: Option<&'a Path>,
-}
+use crate::{gradient_map::MapGraph, trn::Trn};
 
 /// Steps between two reports; the loss is only read from the device then.
 const REPORT_EVERY: u64 = 10;
@@ -45,8 +23,6 @@ const SNAPSHOT_SECONDS: u64 = 60;
 /// What validation images are measured under after each round: clean, noisy, an attack seen and one unseen in training.
 const MEASURED: [(&str, &str); 4] =
     [("clean", "clean"), ("fgsm", "fgsm@8/255"), ("noise", "noise@8/255"), ("pgd", "pgd-20@8/255")];
-/// Longest gradient of a step. A batch of images that the first steps destroy would throw the weights far off.
-const LONGEST_GRADIENT: f64 = 5.0;
 
 /// Trains a restoration network and returns it with gradients off, its best validation figures on its card.
 ///
@@ -77,66 +53,27 @@ struct Trainer<'a> {
     /// Tells classifier and data apart in the names of cached files.
     identity: serde_json::Value,
     trn: Trn,
-    parameters: Parameters,
-    optimizer: Optimizer,
-    average: Tensor,
-    best: Best,
-    snapshot: Snapshot,
+    course: Course,
     steps_per_replay: u64,
-}
-
-struct Best {
-    weights: Tensor,
-    score: f64,
-    round: u64,
-    metrics: BTreeMap<String, f64>,
 }
 
 impl<'a> Trainer<'a> {
     fn new(config: &'a TrnTraining, sources: &TrnSources<'a>, train: &Dataset) -> Result<Self> {
         let classifier = sources.classifier;
-        let card = TrnCard {
-            kind: TrnCard::KIND.into(),
-            spec: config.spec.clone(),
-            classes: classifier.classes(),
-            classifier: sources.architecture.clone(),
-            dataset: train.name().to_owned(),
-            seed: config.seed,
-            training: serde_json::to_value(config).unwrap_or_default(),
-            metrics: BTreeMap::new(),
-        };
-        let mut trn = Trn::new(card, classifier.device())?;
-        match (&config.spec.first, sources.first) {
-            (Some(_), Some(first)) => trn.set_first(first)?,
-            (Some(_), None) => {
-                return Err(Error::Refused(format!(
-                    "the estimator {} needs a trained one-stream network for its first pass",
-                    config.spec.estimator
-                )));
-            }
-            (None, _) => {}
-        }
-        let identity = json!({
-            "data": sources.data.sha256(),
-            "classifier": fingerprint(classifier, train)?,
-        });
+        let trn =
+            sources.network(&config.spec, config.seed, serde_json::to_value(config).unwrap_or_default())?;
+        let identity = sources.identity(train)?;
         let run = json!({ "config": config, "sources": identity });
-        let parameters = Parameters::new(trn.store());
-        let optimizer = Optimizer::adamw(&parameters, config.weight_decay);
-        let copy = || parameters.flat().copy();
-        let best = Best { weights: copy(), score: f64::NEG_INFINITY, round: 0, metrics: BTreeMap::new() };
-        let average = copy();
+        let measured = MEASURED.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let snapshot = Snapshot::new(sources.snapshot, run);
+        let course = Course::new(trn.store(), (config.weight_decay, config.average), snapshot, measured);
         Ok(Self {
             config,
             classifier,
             cache: sources.cache.map(Into::into),
             identity,
             trn,
-            parameters,
-            optimizer,
-            average,
-            best,
-            snapshot: Snapshot::new(sources.snapshot, run),
+            course,
             steps_per_replay: (config.pool / config.batch_size) as u64,
         })
     }
@@ -149,12 +86,12 @@ impl<'a> Trainer<'a> {
     ) -> Result<Trn> {
         let steps_per_round = self.steps_per_replay * self.config.replays;
         let total = steps_per_round * self.config.rounds;
-        let mut step = self.resume(observe)?;
+        let mut step = self.course.resume(observe)?;
         let undefended = self.undefended(examined);
         let mut pool = None;
         let mut saved = Instant::now();
         let mut reported = (Instant::now(), step);
-        while step < total && !self.out_of_patience(step / steps_per_round) {
+        while step < total && !self.course.out_of_patience(step / steps_per_round, self.config.patience) {
             let round = step / steps_per_round;
             let current = match pool.take() {
                 Some(current) => current,
@@ -172,18 +109,18 @@ impl<'a> Trainer<'a> {
                 let images_per_second = images as f64 / reported.0.elapsed().as_secs_f64();
                 reported = (Instant::now(), step);
                 let event = Event::Progress { step, total, loss: loss.double_value(&[]), images_per_second };
-                self.tell(observe, step, &event)?;
+                self.course.tell(observe, step, &event)?;
             }
             if round_ends {
                 let epoch = step / steps_per_round;
                 let mut metrics = self.measure(epoch, examined);
                 metrics.extend(undefended.iter().map(|(name, value)| (name.clone(), *value)));
-                self.tell(observe, step, &Event::Validated { epoch, step, metrics })?;
+                self.course.tell(observe, step, &Event::Validated { epoch, step, metrics })?;
             } else {
                 pool = Some(current);
             }
             if saved.elapsed().as_secs() >= SNAPSHOT_SECONDS {
-                self.save(step)?;
+                self.course.save(step)?;
                 saved = Instant::now();
             }
         }
@@ -197,10 +134,6 @@ impl<'a> Trainer<'a> {
         Some(("undefended_clean".to_owned(), right as f64 / pool.len() as f64))
     }
 
-    fn out_of_patience(&self, round: u64) -> bool {
-        self.config.patience.is_some_and(|patience| round > self.best.round + patience)
-    }
-
     fn step(&mut self, pool: &Pool, step: u64, total: u64) -> Tensor {
         let config = self.config;
         let (replay, place) = (step / self.steps_per_replay, (step % self.steps_per_replay) as usize);
@@ -209,10 +142,8 @@ impl<'a> Trainer<'a> {
         let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let batch = pool.select(&Tensor::from_slice(&rows).to_device(self.classifier.device()));
         let loss = self.loss(&batch);
-        let gradient = clip_to_norm(&self.parameters.gradient(&loss), LONGEST_GRADIENT);
-        let rate = one_cycle(step, total, config.peak_rate, config.warmup);
-        self.optimizer.step(&mut self.parameters, &gradient, rate, step);
-        let _ = tch::no_grad(|| self.average.lerp_(self.parameters.flat(), 1.0 - config.average));
+        let gradient = self.course.parameters.gradient(&loss);
+        self.course.step(&gradient, one_cycle(step, total, config.peak_rate, config.warmup), step);
         loss.detach()
     }
 
@@ -273,7 +204,7 @@ impl<'a> Trainer<'a> {
         let clean = self.clean(train, &indices, images)?;
         let pool = self.pool(&format!("round-{round}"), clean, &config.mixture, round, observe);
         if matches!(pool, Err(Error::Interrupted)) {
-            self.save(step)?;
+            self.course.save(step)?;
         }
         pool
     }
@@ -332,15 +263,11 @@ impl<'a> Trainer<'a> {
 
     /// Measures the averaged weights, keeps them if they are the best so far, and returns this round's figures.
     fn measure(&mut self, round: u64, examined: &[(&'static str, Pool)]) -> BTreeMap<String, f64> {
-        let current = self.parameters.flat().copy();
-        self.parameters.assign(&self.average);
+        let current = self.course.show_average();
         let metrics: BTreeMap<String, f64> =
             examined.iter().map(|(name, pool)| ((*name).to_owned(), self.accuracy(pool))).collect();
-        let score = metrics.values().sum::<f64>();
-        if score >= self.best.score {
-            self.best = Best { weights: self.average.copy(), score, round, metrics: metrics.clone() };
-        }
-        self.parameters.assign(&current);
+        self.course.go_back(&current);
+        self.course.judge(round, &metrics);
         metrics
     }
 
@@ -364,61 +291,12 @@ impl<'a> Trainer<'a> {
         right as f64 / rows as f64
     }
 
-    fn resume(&mut self, observe: &mut Observer<'_>) -> Result<u64> {
-        let Some((step, mut extra)) = self.snapshot.restore(&mut self.parameters, &mut self.optimizer)?
-        else {
-            return Ok(0);
-        };
-        let mut take = |name: &str| {
-            extra
-                .remove(name)
-                .ok_or_else(|| Error::Refused(format!("the snapshot lacks {name}; delete it to start over")))
-        };
-        self.average.copy_(&take("average")?);
-        self.best.weights.copy_(&take("best")?);
-        let figures = Vec::<f64>::try_from(take("best_figures")?)?;
-        if let [score, round, values @ ..] = &figures[..] {
-            self.best.score = *score;
-            self.best.round = *round as u64;
-            if score.is_finite() {
-                let names = MEASURED.iter().map(|(name, _)| (*name).to_owned());
-                self.best.metrics = names.zip(values.iter().copied()).collect();
-            }
-        }
-        self.tell(observe, step, &Event::Resumed { step })?;
-        Ok(step)
-    }
-
-    fn save(&self, step: u64) -> Result<()> {
-        let figure = |name| self.best.metrics.get(name).copied().unwrap_or(0.0);
-        let mut figures = vec![self.best.score, self.best.round as f64];
-        figures.extend(MEASURED.iter().map(|&(name, _)| figure(name)));
-        let extra = Tensors::from([
-            ("average".into(), self.average.shallow_clone()),
-            ("best".into(), self.best.weights.shallow_clone()),
-            ("best_figures".into(), Tensor::from_slice(&figures)),
-        ]);
-        self.snapshot.save(step, &self.parameters, &self.optimizer, extra)
-    }
-
-    /// Passes an event on; if the observer wants to stop, saves first.
-    fn tell(&self, observe: &mut Observer<'_>, step: u64, event: &Event) -> Result<()> {
-        match observe(event) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => {
-                self.save(step)?;
-                Err(Error::Interrupted)
-            }
-        }
-    }
-
     fn finish(mut self, undefended: Option<(String, f64)>) -> Result<Trn> {
-        self.parameters.assign(&self.best.weights);
-        self.best.metrics.extend(undefended);
-        for (name, value) in &self.best.metrics {
-            self.trn.card_mut().metrics.insert(format!("validation_{name}"), *value);
+        let mut metrics = self.course.finish()?;
+        metrics.extend(undefended);
+        for (name, value) in metrics {
+            self.trn.card_mut().metrics.insert(format!("validation_{name}"), value);
         }
-        self.snapshot.discard()?;
         Ok(self.trn.freeze())
     }
 }
@@ -428,12 +306,4 @@ fn detection(gate: &Tensor, batch: &Pool) -> Tensor {
     let moved = (&batch.attacked - &batch.clean).abs().amax([1_i64, 2, 3].as_slice(), true);
     let attacked = moved.gt(0.0).to_kind(gate.kind());
     gate.binary_cross_entropy_with_logits::<Tensor>(&attacked, None, None, Reduction::Mean)
-}
-
-/// The classifier's answers to a few images, bit for bit: another classifier gives others.
-fn fingerprint(classifier: &dyn Classifier, data: &Dataset) -> Result<Vec<u32>> {
-    let (images, _) = data.tensor(&[0, 1]).map_err(Error::other)?;
-    let logits = tch::no_grad(|| classifier.logits(&images.to_device(classifier.device())));
-    let values = Vec::<f32>::try_from(logits.to_kind(Kind::Float).flatten(0, -1))?;
-    Ok(values.into_iter().map(f32::to_bits).collect())
 }

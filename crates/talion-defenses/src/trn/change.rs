@@ -11,6 +11,8 @@ pub struct Change {
     /// How surely each image has been attacked, as a logit, `[N, 1, 1, 1]`; `None` in networks without a gate, which
     /// always add the residual.
     pub gate: Option<Tensor>,
+    /// The class that each image is held for, as logits `[N, K]`; `None` in networks without patterns.
+    pub classes: Option<Tensor>,
 }
 
 impl Change {
@@ -21,7 +23,8 @@ impl Change {
             (Some(gate), None) => Some(gate.shallow_clone()),
             (None, gate) => gate,
         };
-        Self { residual: &self.residual + later.residual, gate }
+        let classes = later.classes.or_else(|| self.classes.as_ref().map(Tensor::shallow_clone));
+        Self { residual: &self.residual + later.residual, gate, classes }
     }
 
     /// The images plus the bounded residual, as far as the gate is open, inside the box.
@@ -38,17 +41,25 @@ impl Change {
     #[must_use]
     pub fn select(&self, index: &Tensor) -> Self {
         let rows = |tensor: &Tensor| tensor.index_select(0, index);
-        Self { residual: rows(&self.residual), gate: self.gate.as_ref().map(rows) }
+        Self {
+            residual: rows(&self.residual),
+            gate: self.gate.as_ref().map(rows),
+            classes: self.classes.as_ref().map(rows),
+        }
     }
 
     /// Batches one after the other; `None` if there is none.
     #[must_use]
     pub fn join(parts: &[&Self]) -> Option<Self> {
         let residuals: Vec<&Tensor> = parts.iter().map(|part| &part.residual).collect();
-        let gates: Vec<&Tensor> = parts.iter().filter_map(|part| part.gate.as_ref()).collect();
+        let joined = |field: fn(&Self) -> Option<&Tensor>| {
+            let all: Vec<&Tensor> = parts.iter().filter_map(|part| field(part)).collect();
+            (!all.is_empty()).then(|| Tensor::cat(&all, 0))
+        };
         (!parts.is_empty()).then(|| Self {
             residual: Tensor::cat(&residuals, 0),
-            gate: (!gates.is_empty()).then(|| Tensor::cat(&gates, 0)),
+            gate: joined(|part| part.gate.as_ref()),
+            classes: joined(|part| part.classes.as_ref()),
         })
     }
 }

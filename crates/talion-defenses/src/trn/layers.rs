@@ -10,7 +10,7 @@ use super::{
 };
 
 /// A convolution with bias that keeps the size, or halves it with `stride` 2.
-pub(super) struct Conv {
+pub(crate) struct Conv {
     weight: Tensor,
     bias: Tensor,
     stride: i64,
@@ -18,7 +18,7 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    pub(super) fn new(path: &nn::Path<'_>, inputs: i64, outputs: i64, size: i64, stride: i64) -> Self {
+    pub(crate) fn new(path: &nn::Path<'_>, inputs: i64, outputs: i64, size: i64, stride: i64) -> Self {
         Self {
             weight: path.var("weight", &[outputs, inputs, size, size], nn::Init::Const(0.0)),
             bias: path.var("bias", &[outputs], nn::Init::Const(0.0)),
@@ -27,7 +27,7 @@ impl Conv {
         }
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         let (stride, padding) = (self.stride, self.padding);
         x.conv2d(&self.weight, Some(&self.bias), [stride, stride], [padding, padding], [1, 1], 1)
     }
@@ -49,7 +49,7 @@ impl Conv {
     }
 
     /// Makes the layer's output zero, or small where zero would stop its inputs from learning.
-    pub(super) fn scale_weights(&self, factor: f64) {
+    pub(crate) fn scale_weights(&self, factor: f64) {
         let _ = self.weight.shallow_clone().g_mul_scalar_(factor);
     }
 }
@@ -88,13 +88,13 @@ impl Residual {
 }
 
 /// One stream's features at every scale.
-pub(super) struct Encoder {
+pub(crate) struct Encoder {
     entries: Vec<Conv>,
     blocks: Vec<Residual>,
 }
 
 impl Encoder {
-    pub(super) fn new(path: &nn::Path<'_>, inputs: i64, widths: &[i64]) -> Self {
+    pub(crate) fn new(path: &nn::Path<'_>, inputs: i64, widths: &[i64]) -> Self {
         let (mut entries, mut blocks) = (Vec::new(), Vec::new());
         let mut channels = inputs;
         for (scale, &width) in widths.iter().enumerate() {
@@ -107,7 +107,7 @@ impl Encoder {
     }
 
     /// Features from full resolution to the coarsest.
-    pub(super) fn forward(&self, input: &Tensor) -> Vec<Tensor> {
+    pub(crate) fn forward(&self, input: &Tensor) -> Vec<Tensor> {
         let mut x = channels_last(input);
         let mut features = Vec::with_capacity(self.blocks.len());
         for (entry, block) in self.entries.iter().zip(&self.blocks) {
@@ -137,14 +137,14 @@ impl Encoder {
 }
 
 /// From the coarsest scale back to an image-like residual, taking in each scale's features on the way.
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     rises: Vec<Conv>,
     blocks: Vec<Residual>,
     output: Conv,
 }
 
 impl Decoder {
-    pub(super) fn new(path: &nn::Path<'_>, widths: &[i64], outputs: i64) -> Self {
+    pub(crate) fn new(path: &nn::Path<'_>, widths: &[i64], outputs: i64) -> Self {
         let (mut rises, mut blocks) = (Vec::new(), Vec::new());
         for scale in 0..widths.len() - 1 {
             let path = path / format!("scale{scale}");
@@ -154,7 +154,7 @@ impl Decoder {
         Self { rises, blocks, output: Conv::new(&(path / "output"), widths[0], outputs, 3, 1) }
     }
 
-    pub(super) fn forward(&self, mut features: Vec<Tensor>) -> Option<Tensor> {
+    pub(crate) fn forward(&self, mut features: Vec<Tensor>) -> Option<Tensor> {
         let mut x = features.pop()?;
         for (skip, (rise, block)) in features.iter().zip(self.rises.iter().zip(&self.blocks)).rev() {
             let size = skip.size();
@@ -187,7 +187,7 @@ impl Decoder {
         Some(self.output.emit(b, &x))
     }
 
-    pub(super) fn start_as_identity(&self) {
+    pub(crate) fn start_as_identity(&self) {
         self.output.scale_weights(0.0);
     }
 }

@@ -3,8 +3,10 @@
 mod change;
 mod fast;
 mod fusion;
-mod layers;
+mod journey;
+pub(crate) mod layers;
 mod network;
+mod patterns;
 mod spec;
 mod texture;
 
@@ -18,11 +20,12 @@ use tch::{Device, Tensor, nn};
 
 pub use change::Change;
 pub use fusion::Fusion;
-pub use spec::TrnSpec;
+pub use spec::{FusedScales, TrnSpec};
 
 use crate::gradient_map::{
     self, Emission, EstimatorSpec, GradientMapEstimator, MapContext, MapGraph, Oracle,
 };
+use journey::Journey;
 use network::{EmittedPrepared, Network, Streams};
 
 /// What a TRN file says of itself, kept in the file's header.
@@ -88,15 +91,14 @@ impl Trn {
         let estimator = gradient_map::build(&card.spec.estimator, &(&root / "estimator"), card.classes);
         let streams = Streams {
             channels: card.spec.channels,
+            classes: card.classes,
             first_pass: card.spec.first.is_some(),
             gradient: estimator.as_ref().map(|estimator| (estimator.maps(), estimator.evidence())),
         };
         let main = Network::new(&(&root / "main"), &card.spec, streams);
-        let first = card
-            .spec
-            .first
-            .as_deref()
-            .map(|spec| Network::new(&(&root / "first"), spec, Streams::one(card.spec.channels)));
+        let first = card.spec.first.as_deref().map(|spec| {
+            Network::new(&(&root / "first"), spec, Streams::one(card.spec.channels, card.classes))
+        });
         initialise(&store, card.seed);
         tch::no_grad(|| {
             main.start_as_identity();
@@ -241,14 +243,24 @@ impl Trn {
         graph: MapGraph,
         true_labels: Option<&Tensor>,
     ) -> Prepared {
-        let first = self.first.as_ref().map(|network| network.change(images, &Prepared::nothing()));
+        self.prepare_noting(classifier, images, (graph, true_labels), None)
+    }
+
+    fn prepare_noting<'a>(
+        &'a self,
+        classifier: &dyn Classifier,
+        images: &Tensor,
+        (graph, true_labels): (MapGraph, Option<&Tensor>),
+        journey: Option<&Journey<'a>>,
+    ) -> Prepared {
+        let first = self.first.as_ref().map(|network| network.change(images, &Prepared::nothing(), journey));
         let Some(estimator) = &self.estimator else {
             return Prepared { first, maps: None, evidence: None };
         };
         let bound = self.card.spec.bound;
         let coarse = first.as_ref().map(|change| change.apply(images, bound));
         let again = |images: &Tensor| match &self.first {
-            Some(network) => network.change(images, &Prepared::nothing()).apply(images, bound),
+            Some(network) => network.change(images, &Prepared::nothing(), journey).apply(images, bound),
             None => images.shallow_clone(),
         };
         let context = MapContext {
@@ -268,7 +280,16 @@ impl Trn {
     /// # Shapes
     /// `images` `[N, C, H, W]` in `[0, 1]`.
     pub fn change(&self, images: &Tensor, prepared: &Prepared) -> Change {
-        let last = self.main.change(images, prepared);
+        self.change_noting(images, prepared, None)
+    }
+
+    fn change_noting<'a>(
+        &'a self,
+        images: &Tensor,
+        prepared: &Prepared,
+        journey: Option<&Journey<'a>>,
+    ) -> Change {
+        let last = self.main.change(images, prepared, journey);
         match &prepared.first {
             Some(first) => first.then(last),
             None => last,
@@ -294,6 +315,45 @@ impl Trn {
     /// `images` `[N, C, H, W]` in `[0, 1]`; the result too.
     pub fn restore(&self, classifier: &dyn Classifier, images: &Tensor, graph: MapGraph) -> Tensor {
         self.restore_prepared(images, &self.prepare(classifier, images, graph, None))
+    }
+
+    /// The gradient with respect to the images of a loss of the restored images, of which `back` gives the gradient with
+    /// respect to these: what an attacker asks for who differentiates through the restoration. Networks whose weights are
+    /// final have derivatives of their own, several times as fast as libtorch's.
+    ///
+    /// # Shapes
+    /// `images` `[N, C, H, W]` in `[0, 1]`; so are what `back` is given and gives, and the result.
+    pub fn pull_back(
+        &self,
+        classifier: &dyn Classifier,
+        images: &Tensor,
+        graph: MapGraph,
+        back: &mut dyn FnMut(&Tensor) -> Tensor,
+    ) -> Tensor {
+        tch::with_grad(|| {
+            let images = images.detach().set_requires_grad(true);
+            let journey = Journey::default();
+            let prepared = self.prepare_noting(classifier, &images, (graph, None), Some(&journey));
+            let restored = self.apply(&images, &self.change_noting(&images, &prepared, Some(&journey)));
+            let gradient = back(&restored.detach());
+            let along = (&restored * gradient).sum(restored.kind());
+            journey.pull_back(along, &images).detach()
+        })
+    }
+
+    /// Overwrites the patterns of the classes, `[K, C, H, W]`, where the network has any.
+    pub(crate) fn set_patterns(&self, patterns: &Tensor) {
+        self.main.set_patterns(patterns);
+    }
+
+    /// A copy of the network as it is now, its weights final.
+    ///
+    /// # Errors
+    /// If the copy cannot be made.
+    pub fn still(&self) -> Result<Self> {
+        let copy = Self::new(self.card.clone(), self.store.device())?;
+        load_variables(&copy.store, &self.tensors())?;
+        Ok(copy.freeze())
     }
 
     /// Writes what [`Trn::restore`] computes for images of this height and width; gives the restored images and the

@@ -1,4 +1,4 @@
-//! One pass of the restoration network: an encoder a stream, a Fusion Block at every scale, a decoder with skips.
+//! One pass of the restoration network: an encoder a stream, Fusion Blocks, a decoder with skips.
 
 use std::cell::OnceCell;
 
@@ -11,7 +11,9 @@ use super::{
     change::EmittedChange,
     fast::FastNetwork,
     fusion::FusionBlock,
+    journey::Journey,
     layers::{Decoder, Encoder, Judge},
+    patterns::Patterns,
 };
 
 /// What goes into a network.
@@ -21,14 +23,16 @@ pub(super) struct Streams {
     pub channels: i64,
     /// Whether a first pass's residual comes with the image.
     pub first_pass: bool,
+    /// Classes that the classifier knows.
+    pub classes: i64,
     /// Maps an image and numbers of evidence of the gradient stream; none in a one-stream network.
     pub gradient: Option<(i64, i64)>,
 }
 
 impl Streams {
     /// The image alone.
-    pub(super) fn one(channels: i64) -> Self {
-        Self { channels, first_pass: false, gradient: None }
+    pub(super) fn one(channels: i64, classes: i64) -> Self {
+        Self { channels, classes, first_pass: false, gradient: None }
     }
 
     fn image_inputs(self) -> i64 {
@@ -43,12 +47,14 @@ impl Streams {
 
 pub(super) struct Network {
     image: Encoder,
-    gradient: Option<(Encoder, Vec<FusionBlock>)>,
+    /// As many scales as are needed, and a block at each of the network's that is fused.
+    gradient: Option<(Encoder, Vec<Option<FusionBlock>>)>,
     decoder: Decoder,
     judge: Option<Judge>,
+    patterns: Option<Patterns>,
     /// What a new judge says: that the gate is open, or, to correct a first pass, nothing.
     open: f64,
-    /// Sides have to be a multiple of this for every scale to be half the one before.
+    /// Sides have to be a multiple of this for every scale to be half the one before, and for the Fusion Blocks.
     multiple: i64,
     /// The same on the fast engine's kernels, once the weights are final; nothing where these cannot run it.
     fast: OnceCell<Option<FastNetwork>>,
@@ -61,12 +67,17 @@ impl Network {
     pub(super) fn new(path: &nn::Path<'_>, spec: &TrnSpec, streams: Streams) -> Self {
         let widths: Vec<i64> = (1..=spec.scales as i64).map(|factor| factor * spec.width).collect();
         let gradient = streams.gradient_inputs().map(|inputs| {
+            let fused = spec.fused.of(spec.scales);
+            // deeper features of the gradient would go nowhere
+            let needed = &widths[..fused.end];
             let blocks = widths.iter().enumerate().map(|(scale, &width)| {
-                FusionBlock::new(&(path / format!("fusion{scale}")), width, spec.fusion)
+                let path = path / format!("fusion{scale}");
+                fused.contains(&scale).then(|| FusionBlock::new(&path, width, scale, spec.fusion))
             });
             let blocks: Vec<_> = blocks.collect();
-            (Encoder::new(&(path / "gradient"), inputs, &widths), blocks)
+            (Encoder::new(&(path / "gradient"), inputs, needed), blocks)
         });
+        let fusible = if gradient.is_some() { spec.fusion.multiple() } else { 1 };
         let evidence = streams.gradient.map_or(0, |(_, evidence)| evidence);
         Self {
             image: Encoder::new(&(path / "image"), streams.image_inputs(), &widths),
@@ -74,7 +85,12 @@ impl Network {
             decoder: Decoder::new(&(path / "decoder"), &widths, spec.channels),
             open: if streams.first_pass { 0.0 } else { OPEN },
             judge: spec.gate.then(|| Judge::new(&(path / "judge"), &widths, evidence)),
-            multiple: 1 << (spec.scales - 1),
+            patterns: spec.patterns.map(|[height, side]| {
+                let image = [spec.channels, height, side];
+                Patterns::new(&(path / "patterns"), &widths, streams.classes, image)
+            }),
+            // both are powers of two
+            multiple: fusible.max(1_i64 << (spec.scales - 1)),
             fast: OnceCell::new(),
             frozen: false,
             filled: (spec.width as usize).is_multiple_of(LANES),
@@ -85,13 +101,19 @@ impl Network {
     pub(super) fn start_as_identity(&self) {
         self.decoder.start_as_identity();
         self.judge.iter().for_each(|judge| judge.start_at(self.open));
+        self.patterns.iter().for_each(Patterns::start_as_identity);
     }
 
     /// What to do to the images: a change of its own, or a correction of the first pass's.
     ///
     /// # Shapes
     /// `images` `[N, C, H, W]` with any H and W; the residual too.
-    pub(super) fn change(&self, images: &Tensor, prepared: &Prepared) -> Change {
+    pub(super) fn change<'a>(
+        &'a self,
+        images: &Tensor,
+        prepared: &Prepared,
+        journey: Option<&Journey<'a>>,
+    ) -> Change {
         let size = images.size();
         let (height, width) = (size[2], size[3]);
         let centred = (images - 0.5) * 4.0;
@@ -112,16 +134,45 @@ impl Network {
             }
             _ => None,
         };
-        let (residual, means) = match self.fast(&image, gradient.as_ref()) {
-            Some(fast) => fast.forward(&image, gradient.as_ref()),
-            None => self.by_tensors(&image, gradient.as_ref()),
+        let (residual, means) = match (self.fast(&image, gradient.as_ref(), journey.is_some()), journey) {
+            (Some(fast), Some(journey)) => self.taped(fast, image, gradient, journey),
+            (Some(fast), None) => fast.forward(&image, gradient.as_ref()),
+            (None, _) => self.by_tensors(&image, gradient.as_ref()),
         };
+        let classes = self.patterns.as_ref().map(|patterns| patterns.classes(&means));
         let gate = self.judge.as_ref().map(|judge| judge.forward(images, means, prepared.evidence.as_ref()));
         let residual = match residual {
             Some(residual) => residual.narrow(2, 0, height).narrow(3, 0, width).contiguous(),
             None => images.zeros_like(),
         };
-        Change { residual, gate }
+        let residual = match (&self.patterns, &classes) {
+            (Some(patterns), Some(classes)) => residual + patterns.mixed(classes, [height, width]),
+            _ => residual,
+        };
+        Change { residual, gate, classes }
+    }
+
+    /// As [`FastNetwork::forward`], noted on the journey.
+    fn taped<'a>(
+        &self,
+        fast: &'a FastNetwork,
+        image: Tensor,
+        gradient: Option<Tensor>,
+        journey: &Journey<'a>,
+    ) -> (Option<Tensor>, Vec<Tensor>) {
+        let (residual, means, tape) = fast.forward_taped(&image, gradient.as_ref());
+        // nothing else follows from the means
+        let judged = self.judge.is_some() || self.patterns.is_some();
+        let results: Vec<Tensor> =
+            residual.iter().chain(means.iter().filter(|_| judged)).map(Tensor::shallow_clone).collect();
+        let back = Box::new(move |gradients: &[Tensor]| {
+            let Some((residual, means)) = gradients.split_first() else { return Vec::new() };
+            let means: Vec<Option<Tensor>> = means.iter().map(|mean| Some(mean.shallow_clone())).collect();
+            let (image, gradient) = fast.backward(tape, residual, &means);
+            std::iter::once(image).chain(gradient).collect()
+        });
+        journey.note(std::iter::once(image).chain(gradient).collect(), &results, back);
+        (residual, means)
     }
 
     /// The residual, and the mean of the features at every scale; differentiable.
@@ -129,14 +180,19 @@ impl Network {
         let mut features = self.image.forward(image);
         if let (Some((encoder, blocks)), Some(gradient)) = (&self.gradient, gradient) {
             let explored = encoder.forward(gradient);
-            features = features
-                .iter()
-                .zip(explored.iter().zip(blocks))
-                .map(|(image, (gradient, block))| block.forward(image, gradient))
-                .collect();
+            for (image, (gradient, block)) in features.iter_mut().zip(explored.iter().zip(blocks)) {
+                if let Some(block) = block {
+                    *image = block.forward(image, gradient);
+                }
+            }
         }
         let means = features.iter().map(|scale| scale.mean_dim([2_i64, 3].as_slice(), true, None)).collect();
         (self.decoder.forward(features), means)
+    }
+
+    /// Overwrites the patterns of the classes, `[K, C, H, W]`, where there are any.
+    pub(super) fn set_patterns(&self, patterns: &Tensor) {
+        self.patterns.iter().for_each(|own| own.set(patterns));
     }
 
     /// Says whether the weights are final. They may have changed since it was last said.
@@ -145,10 +201,12 @@ impl Network {
         self.fast = OnceCell::new();
     }
 
-    /// The fast way, where nobody differentiates and the weights are final.
-    fn fast(&self, image: &Tensor, gradient: Option<&Tensor>) -> Option<&FastNetwork> {
+    /// The fast way, where the weights are final, and nobody differentiates or the way is `noted`.
+    fn fast(&self, image: &Tensor, gradient: Option<&Tensor>, noted: bool) -> Option<&FastNetwork> {
         let plain = |tensor: &Tensor| {
-            !tensor.requires_grad() && tensor.kind() == Kind::Float && tensor.device() == Device::Cpu
+            (noted || !tensor.requires_grad())
+                && tensor.kind() == Kind::Float
+                && tensor.device() == Device::Cpu
         };
         let usable = self.frozen && self.filled && plain(image) && gradient.is_none_or(plain);
         if !usable || image.size()[0] == 0 {
@@ -160,7 +218,9 @@ impl Network {
     fn make_fast(&self) -> Option<FastNetwork> {
         let gradient = match &self.gradient {
             Some((encoder, blocks)) => {
-                Some((encoder.fast()?, blocks.iter().map(FusionBlock::fast).collect::<Option<_>>()?))
+                // the kernels only know networks with a block at every scale
+                let blocks = blocks.iter().map(|block| block.as_ref()?.fast());
+                Some((encoder.fast()?, blocks.collect::<Option<_>>()?))
             }
             None => None,
         };
@@ -184,6 +244,7 @@ impl Network {
             None => centred,
         };
         let image = self.emit_pad(b, &image, size);
+        let padded = size.map(|side| side + self.missing(side));
         let mut features = self.image.emit(b, &image);
         if let (Some((encoder, blocks)), Some(maps)) = (&self.gradient, &prepared.maps) {
             let planes = prepared.evidence.as_ref().map(|evidence| emit_planes(b, evidence, size));
@@ -191,15 +252,15 @@ impl Network {
             let input = b.concat(&input, 1);
             let input = self.emit_pad(b, &input, size);
             let explored = encoder.emit(b, &input);
-            features = features
-                .iter()
-                .zip(explored.iter().zip(blocks))
-                .map(|(image, (gradient, block))| block.emit(b, image, gradient))
-                .collect();
+            let streams = features.iter_mut().zip(explored.iter().zip(blocks));
+            for (scale, (image, (gradient, block))) in streams.enumerate() {
+                if let Some(block) = block {
+                    *image = block.emit(b, image, gradient, padded.map(|side| side >> scale));
+                }
+            }
         }
         let evidence = prepared.evidence.as_ref();
         let gate = self.judge.as_ref().map(|judge| judge.emit(b, images, &features, evidence, size));
-        let padded = size.map(|side| side + self.missing(side));
         let residual = match self.decoder.emit(b, &features, padded) {
             Some(residual) if padded == size => residual,
             Some(residual) => {
@@ -207,6 +268,13 @@ impl Network {
                 b.slice(&rows, 3, 0, size[1])
             }
             None => b.sub(images, images),
+        };
+        let residual = match &self.patterns {
+            Some(patterns) => {
+                let mixed = patterns.emit(b, &features, size);
+                b.add(&residual, &mixed)
+            }
+            None => residual,
         };
         EmittedChange { residual, gate }
     }

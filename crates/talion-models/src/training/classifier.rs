@@ -6,9 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use talion_core::{Classifier, Error, Result, Tensors, shuffled};
 use talion_data::{Augmentation, Dataset, DatasetInfo};
-use tch::{Device, Reduction, Tensor};
+use tch::{Device, Tensor};
 
-use super::{Event, Observer, Optimizer, Parameters, Precision, Snapshot, one_cycle};
+use super::{
+    Adversary, Event, Observer, Optimizer, Parameters, Precision, RobustLoss, Snapshot, one_cycle,
+    robust::{Pair, gradient_at_perturbed},
+};
 use crate::{Architecture, Mode, Model, ModelCard, ModelSpec, import::ChannelOrder};
 
 /// How to train a classifier.
@@ -40,9 +43,16 @@ pub struct ClassifierTraining {
     #[serde(default = "full_size")]
     pub smallest: f64,
     /// The attack, with its budget, that training images go through first, in words; `None` for training on images as they
-    /// are. What carries it out is given to [`train_classifier_against`].
+    /// are. What carries it out is given to [`train_classifier_against`] or [`train_robust_classifier`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<String>,
+    /// What adversarial training minimises. Anything but [`RobustLoss::Madry`] needs [`Self::adversarial`].
+    #[serde(default, skip_serializing_if = "RobustLoss::is_madry")]
+    pub loss: RobustLoss,
+    /// Adversarial weight perturbation (Wu et al. 2020): how far weights are moved before the gradient is taken, as a share of
+    /// each weight tensor's length, above 0 and below 1, for instance 0.005; `None` for none. Needs [`Self::adversarial`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub awp: Option<f64>,
     /// Arithmetic of the convolutions.
     pub precision: Precision,
     /// Training images set aside to measure on.
@@ -66,6 +76,8 @@ impl Default for ClassifierTraining {
             augmentation: Augmentation { pad: 2, flip: true, cutout: 0 },
             smallest: full_size(),
             adversarial: None,
+            loss: RobustLoss::Madry,
+            awp: None,
             precision: Precision::Auto,
             validation: 2000,
             seed: 1,
@@ -94,11 +106,20 @@ impl ClassifierTraining {
             ("label_smoothing", (0.0..1.0).contains(&self.label_smoothing), "0 to below 1"),
             ("smallest", (0.25..=1.0).contains(&self.smallest), "0.25 to 1"),
             ("average", self.average.is_none_or(|decay| (0.0..1.0).contains(&decay)), "0 to below 1"),
+            ("loss", self.loss.is_usable(), "a loss whose weight is a finite number above 0"),
+            ("awp", self.awp.is_none_or(|gamma| gamma > 0.0 && gamma < 1.0), "above 0 and below 1"),
         ];
         match checks.into_iter().find(|(_, holds, _)| !holds) {
             Some((name, _, expected)) => {
                 let found = serde_json::to_value(self).map(|all| all[name].to_string()).unwrap_or_default();
                 Err(Error::range(name, expected, found))
+            }
+            None if self.adversarial.is_none() && (!self.loss.is_madry() || self.awp.is_some()) => {
+                Err(Error::Refused(
+                    "TRADES, MART and adversarial weight perturbation are ways to train on attacked images: \
+                     name the attack, too"
+                        .into(),
+                ))
             }
             None => Ok(()),
         }
@@ -133,6 +154,11 @@ pub struct Shown<'a> {
 /// Attacks images on the model as it is now, with its running statistics.
 pub type Perturb<'a> = dyn Fn(&Model, &Shown<'_>) -> Result<Tensor> + 'a;
 
+/// The ids of these places of `data`.
+fn ids(data: &Dataset, indices: &[usize]) -> Vec<u64> {
+    indices.iter().map(|&index| data.ids()[index]).collect()
+}
+
 /// Images shrunk to a share of their sides, by averaging areas.
 fn shrunk(images: Tensor, share: f64) -> Tensor {
     if share >= 1.0 {
@@ -165,7 +191,8 @@ pub fn train_classifier(
 /// statistics, as it will be used. After each epoch the first validation images are attacked, too.
 ///
 /// # Errors
-/// As [`train_classifier`]; also if exactly one of `perturb` and `config.adversarial` is given, or the attack fails.
+/// As [`train_classifier`]; also if exactly one of `perturb` and `config.adversarial` is given, the attack fails, or
+/// `config.loss` is TRADES, which needs [`train_robust_classifier`].
 pub fn train_classifier_against(
     perturb: Option<&Perturb<'_>>,
     config: &ClassifierTraining,
@@ -174,11 +201,31 @@ pub fn train_classifier_against(
     snapshot: Option<&Path>,
     observe: &mut Observer<'_>,
 ) -> Result<Model> {
+    let adversary = perturb.map(|perturb| Adversary { perturb, ascent: None });
+    train_robust_classifier(adversary.as_ref(), config, data, device, snapshot, observe)
+}
+
+/// As [`train_classifier_against`], for every [`RobustLoss`].
+///
+/// # Errors
+/// As [`train_classifier`]; also if exactly one of `adversary` and `config.adversarial` is given, the attack fails, or the
+/// adversary's ascent is missing for TRADES or given for another loss.
+pub fn train_robust_classifier(
+    adversary: Option<&Adversary<'_>>,
+    config: &ClassifierTraining,
+    data: &Dataset,
+    device: Device,
+    snapshot: Option<&Path>,
+    observe: &mut Observer<'_>,
+) -> Result<Model> {
     config.validate()?;
-    if perturb.is_some() != config.adversarial.is_some() {
+    if adversary.is_some() != config.adversarial.is_some() {
         return Err(Error::Refused(
             "an attack to train against and its name in the configuration come together".into(),
         ));
+    }
+    if let Some(adversary) = adversary {
+        adversary.check(config.loss)?;
     }
     if data.len() < config.validation + config.batch_size {
         let expected =
@@ -187,13 +234,13 @@ pub fn train_classifier_against(
     }
     let (train, validation) = data.split_validation(config.validation, config.seed).map_err(Error::other)?;
     let run = json!({ "config": config, "data": data.sha256() });
-    let trainer = Trainer::new(config, perturb, &train, device, Snapshot::new(snapshot, run))?;
+    let trainer = Trainer::new(config, adversary.copied(), &train, device, Snapshot::new(snapshot, run))?;
     trainer.run(&train, &validation, observe)
 }
 
 struct Trainer<'a> {
     config: &'a ClassifierTraining,
-    perturb: Option<&'a Perturb<'a>>,
+    adversary: Option<Adversary<'a>>,
     model: Model,
     parameters: Parameters,
     optimizer: Optimizer,
@@ -214,7 +261,7 @@ const ATTACKED_SAMPLE: usize = 512;
 impl<'a> Trainer<'a> {
     fn new(
         config: &'a ClassifierTraining,
-        perturb: Option<&'a Perturb<'a>>,
+        adversary: Option<Adversary<'a>>,
         train: &Dataset,
         device: Device,
         snapshot: Snapshot,
@@ -246,7 +293,7 @@ impl<'a> Trainer<'a> {
         let steps_per_epoch = (train.len() / config.batch_size) as u64;
         Ok(Self {
             config,
-            perturb,
+            adversary,
             model,
             parameters,
             optimizer,
@@ -309,11 +356,17 @@ impl<'a> Trainer<'a> {
         let images = config.augmentation.apply(train, indices, config.seed, epoch).map_err(Error::other)?;
         let images = shrunk(images.to_device(device), config.share_of_side(epoch));
         let labels = train.label_tensor(indices).map_err(Error::other)?.to_device(device);
-        let images = self.attacked(images, &labels, (train, indices), epoch)?;
-        let logits = self.model.forward(&images, Mode::Train, config.precision.kind(device));
-        let loss =
-            logits.cross_entropy_loss::<Tensor>(&labels, None, Reduction::Mean, -100, config.label_smoothing);
-        let gradient = self.parameters.gradient(&loss);
+        let attacked = match &self.adversary {
+            Some(adversary) => {
+                let ids = ids(train, indices);
+                let seed = config.seed;
+                let shown = Shown { images: &images, labels: &labels, ids: &ids, seed, epoch };
+                adversary.training_images(&self.model, &shown)?
+            }
+            None => images.shallow_clone(),
+        };
+        let pair = Pair { clean: &images, attacked: &attacked, labels: &labels };
+        let (loss, gradient) = self.loss_and_gradient(&pair);
         let rate = one_cycle(step, total, config.peak_rate, config.warmup);
         self.optimizer.step(&mut self.parameters, &gradient, rate, step);
         if let (Some(average), Some(decay)) = (&mut self.average, config.average) {
@@ -322,17 +375,20 @@ impl<'a> Trainer<'a> {
         Ok(loss.detach())
     }
 
-    /// What the attacker makes of images, if there is one.
-    fn attacked(
-        &self,
-        images: Tensor,
-        labels: &Tensor,
-        (data, indices): (&Dataset, &[usize]),
-        epoch: u64,
-    ) -> Result<Tensor> {
-        let Some(perturb) = self.perturb else { return Ok(images) };
-        let ids: Vec<u64> = indices.iter().map(|&index| data.ids()[index]).collect();
-        perturb(&self.model, &Shown { images: &images, labels, ids: &ids, seed: self.config.seed, epoch })
+    /// The loss at the weights as they are, and the gradient to step along, which is taken elsewhere where weights are
+    /// perturbed.
+    fn loss_and_gradient(&mut self, pair: &Pair<'_>) -> (Tensor, Tensor) {
+        let config = self.config;
+        let kind = config.precision.kind(self.model.device());
+        let forward = |images: &Tensor| self.model.forward(images, Mode::Train, kind);
+        let loss = || config.loss.of(&forward, pair, config.label_smoothing);
+        let here = loss();
+        let gradient = self.parameters.gradient(&here);
+        let gradient = match config.awp {
+            Some(gamma) => gradient_at_perturbed(&mut self.parameters, &gradient, gamma, loss),
+            None => gradient,
+        };
+        (here, gradient)
     }
 
     /// Passes an event on; if the observer wants to stop, saves first.
@@ -355,7 +411,7 @@ impl<'a> Trainer<'a> {
     fn measure(&self, validation: &Dataset) -> Result<BTreeMap<String, f64>> {
         let all: Vec<usize> = (0..validation.len()).collect();
         let mut metrics = BTreeMap::from([("accuracy".to_owned(), self.accuracy(validation, &all, false)?)]);
-        if self.perturb.is_some() {
+        if self.adversary.is_some() {
             let few = &all[..ATTACKED_SAMPLE.min(all.len())];
             metrics.insert("attacked_accuracy".to_owned(), self.accuracy(validation, few, true)?);
         }
@@ -368,8 +424,10 @@ impl<'a> Trainer<'a> {
         for chunk in indices.chunks(self.config.batch_size) {
             let (images, labels) = data.tensor(chunk).map_err(Error::other)?;
             let (mut images, labels) = (images.to_device(device), labels.to_device(device));
-            if attacked {
-                images = self.attacked(images, &labels, (data, chunk), 0)?;
+            if let (true, Some(adversary)) = (attacked, &self.adversary) {
+                let (ids, seed) = (ids(data, chunk), self.config.seed);
+                let shown = Shown { images: &images, labels: &labels, ids: &ids, seed, epoch: 0 };
+                images = (adversary.perturb)(&self.model, &shown)?;
             }
             let predicted = self.model.predict(&images);
             let matches = predicted.eq_tensor(&labels.to_device(predicted.device()));

@@ -3,14 +3,18 @@
 mod classifier;
 mod optimizer;
 mod parameters;
+mod robust;
 mod snapshot;
 
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
-pub use classifier::{ClassifierTraining, Perturb, Shown, train_classifier, train_classifier_against};
+pub use classifier::{
+    ClassifierTraining, Perturb, Shown, train_classifier, train_classifier_against, train_robust_classifier,
+};
 pub use optimizer::{Optimizer, clip_to_norm, one_cycle};
 pub use parameters::{Parameters, initialise, load_variables, variables};
+pub use robust::{Adversary, DivergenceAscent, RobustLoss};
 pub use snapshot::Snapshot;
 
 /// What a training loop tells whoever watches it.

@@ -65,6 +65,29 @@ impl Parameters {
         Tensor::cat(&gradients.iter().map(|gradient| gradient.flatten(0, -1)).collect::<Vec<_>>(), 0)
     }
 
+    /// A direction as long as the weights, tensor by tensor: the part of `gradient` that belongs to a tensor, brought to the
+    /// length of that tensor. Zero for norms and biases (Wu et al. 2020, "Adversarial weight perturbation helps robust
+    /// generalization", equation 10, and their reference program, which leaves those out).
+    pub fn relative(&self, gradient: &Tensor) -> Tensor {
+        let length = |part: &Tensor| part.square().sum(Kind::Float).sqrt();
+        let mut offset = 0;
+        let parts: Vec<Tensor> = self
+            .weights
+            .iter()
+            .map(|weight| {
+                let count = weight.numel() as i64;
+                let part = gradient.narrow(0, offset, count);
+                offset += count;
+                if weight.dim() > 1 {
+                    &part * (length(&weight.detach()) / (length(&part) + 1e-12))
+                } else {
+                    part.zeros_like()
+                }
+            })
+            .collect();
+        Tensor::cat(&parts, 0)
+    }
+
     /// What is not trained but belongs to the network: running statistics.
     pub fn buffers(&self) -> &BTreeMap<String, Tensor> {
         &self.buffers

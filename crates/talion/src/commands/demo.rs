@@ -13,7 +13,7 @@ use crate::{
     failure::CommandResult,
     monitor::catch_interrupts,
     samples::Samples,
-    show::{OBLIVIOUS_WARNING, draw, measured},
+    show::{OBLIVIOUS_WARNING, contenders, draw, measured},
 };
 
 /// Attack and restore bundled images with the pretrained pair, and draw what happened.
@@ -43,12 +43,14 @@ pub fn run(args: &DemoArgs, json: bool) -> CommandResult {
     let small = Budget::linf_levels(8.0)?;
     let large = Budget::new(talion_core::Norm::Linf, 0.1)?;
 
+    let all = contenders(&networks);
     let samples = Samples::first(&data, args.images, device)?;
-    let oblivious = measured(&networks, &samples, &Plan::oblivious(&[small, large], args.seed)?)?;
+    let oblivious =
+        measured(&networks.classifier, &all, &samples, &Plan::oblivious(&[small, large], args.seed)?)?;
     let fewer = Samples::first(&data, args.images.div_ceil(2), device)?;
     // The strongest view alone: a minute is all there is. `talion evaluate` runs the others.
     let adaptive = Plan { settings: vec!["exact:pgd-20@8/255".parse()?], seed: args.seed };
-    let adaptive = measured(&networks, &fewer, &adaptive)?;
+    let adaptive = measured(&networks.classifier, &all, &fewer, &adaptive)?;
     draw(&networks, &fewer, (&"pgd-20".parse()?, small), 4, args.seed, &args.output)?;
 
     let seconds = started.elapsed().as_secs_f64();

@@ -18,10 +18,11 @@ use crate::{
     cast::{BASE, Cast, CastArgs},
     commands::model::{accuracy, far_below},
     failure::CommandResult,
+    fronts::Named,
     machine,
     monitor::{bar, catch_interrupts, go_on},
     samples::{Samples, fits},
-    show::{OBLIVIOUS_WARNING, ORACLE_WARNING, measured},
+    show::{OBLIVIOUS_WARNING, ORACLE_WARNING, contenders, measured},
 };
 
 /// Measure a classifier bare and defended, under attacks that do not see the defence and under ones that do.
@@ -224,7 +225,9 @@ fn by_attacks(args: &EvaluateArgs, json: bool) -> CommandResult {
     let samples = Samples::first(&data, args.images.unwrap_or(200), device)?;
     warn_if_far_below(&networks.classifier, &samples)?;
     let plan = Plan { settings: args.attacks.clone(), seed: args.seed };
-    let rows = measured(networks, &samples, &plan)?;
+    let mut all = contenders(networks);
+    all.extend(cast.fronts.iter().map(Named::contender));
+    let rows = measured(&networks.classifier, &all, &samples, &plan)?;
     let report = json!({
         "data": data.name(), "images": samples.ids.len(), "seed": args.seed, "rows": rows,
         "adaptive": plan.is_adaptive(), "oracle": args.oracle, "trn": networks.trn.card(), "classifier": networks.classifier.card(),

@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+pub mod ablate;
 pub mod attack;
 pub mod calibrate;
 pub mod data;
@@ -12,3 +13,5 @@ pub mod restore;
 pub mod runs;
 pub mod serve;
 pub mod train;
+mod train_adaptive;
+mod train_restorer;

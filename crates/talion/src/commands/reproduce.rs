@@ -17,7 +17,7 @@ use crate::{
     failure::CommandResult,
     monitor::catch_interrupts,
     samples::Samples,
-    show::{OBLIVIOUS_WARNING, draw, measured},
+    show::{OBLIVIOUS_WARNING, contenders, draw, measured},
 };
 
 /// From data to table: classifier, one-stream twin, TRN, evaluation.
@@ -223,11 +223,13 @@ fn evaluation(
     let (many, few) = args.profile.images();
     let small = Budget::linf_levels(8.0)?;
     let large = Budget::new(Norm::Linf, 0.1)?;
+    let all = contenders(networks);
     let samples = Samples::first(test, many, device)?;
-    let oblivious = measured(networks, &samples, &Plan::oblivious(&[small, large], args.seed)?)?;
+    let oblivious =
+        measured(&networks.classifier, &all, &samples, &Plan::oblivious(&[small, large], args.seed)?)?;
     let samples = Samples::first(test, few, device)?;
     let adaptive = Plan { settings: Vec::new(), seed: args.seed }.and_adaptive("pgd-40", small)?;
-    let adaptive = measured(networks, &samples, &adaptive)?;
+    let adaptive = measured(&networks.classifier, &all, &samples, &adaptive)?;
     draw(networks, &samples, (&"pgd-20".parse()?, small), 6, args.seed, &folder.join("gallery.png"))?;
     Ok((oblivious, adaptive))
 }

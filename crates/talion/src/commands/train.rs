@@ -4,18 +4,25 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use talion_attacks::{Attack, AttackSpec, Batch};
-use talion_core::{Budget, Error, Objective};
+use talion_core::{Budget, Error, Objective, parse_fraction};
 use talion_data::{Augmentation, Dataset, DatasetSpec, Split};
 use talion_defenses::{
     EstimatorSpec, Trn, TrnSpec,
-    training::{LossWeights, Mixture, TrnSources, TrnTraining, train_trn},
+    training::{LossWeights, Mixture, TrnSources, TrnTraining, train_adaptive, train_trn},
 };
 use talion_models::{
     Architecture, Model,
-    training::{ClassifierTraining, Perturb, Precision, Shown, train_classifier_against},
+    training::{
+        Adversary, ClassifierTraining, DivergenceAscent, Precision, RobustLoss, Shown,
+        train_robust_classifier,
+    },
 };
 use tch::{Device, Tensor};
 
+use super::{
+    train_adaptive::AdaptiveArgs,
+    train_restorer::{self, RestorerArgs},
+};
 use crate::{
     failure::CommandResult,
     monitor::{Monitor, catch_interrupts},
@@ -38,6 +45,10 @@ enum What {
     Classifier(ClassifierArgs),
     /// Train a restoration network for a classifier.
     Trn(TrnArgs),
+    /// Train a restoration network against attackers who know it.
+    Adaptive(AdaptiveArgs),
+    /// Train a defence to compare with that knows no attacks.
+    Restorer(RestorerArgs),
 }
 
 #[derive(Args)]
@@ -82,6 +93,16 @@ struct ClassifierArgs {
     /// budget after @). Takes as many times longer as the attack has steps.
     #[arg(long, value_name = "ATTACK", value_parser = training_attack)]
     adversarial: Option<TrainingAttack>,
+    /// What adversarial training minimises: `madry`, cross-entropy on attacked images; `trades:6`, cross-entropy on clean
+    /// images plus 6 times how far the answers to attacked ones diverge from theirs; `mart:5`, boosted cross-entropy on
+    /// attacked images plus 5 times that divergence where the network is unsure. TRADES takes pgd only, whose steps then
+    /// climb the divergence.
+    #[arg(long, value_name = "LOSS", default_value_t = RobustLoss::Madry, requires = "adversarial")]
+    loss: RobustLoss,
+    /// Adversarial weight perturbation: before each step move the weights against the training by this share of their
+    /// length, for instance 0.005, and take the gradient there. With any loss of adversarial training.
+    #[arg(long, value_name = "SHARE", value_parser = weight_perturbation, requires = "adversarial")]
+    awp: Option<f64>,
     /// Always compute in f32, even where the hardware multiplies bf16.
     #[arg(long)]
     f32: bool,
@@ -180,6 +201,41 @@ impl TrainingAttack {
         };
         self.attack.perturb(model, &batch)
     }
+
+    /// What TRADES takes from the attack: its budget, and the number and size of its steps.
+    fn ascent(&self) -> Result<DivergenceAscent, Error> {
+        let name = self.attack.name();
+        let is_pgd = self.attack.entry().is_some_and(|entry| entry.kind == "pgd");
+        let (true, 1, Some(steps)) = (is_pgd, self.attack.restarts(2), self.attack.steps()) else {
+            let expected = "pgd with one start, such as pgd-10@8/255 or pgd-10:step=2/255@8/255; \
+                            --loss mart:5 and --loss madry go with any attack";
+            return Err(Error::range("the attack to train against with TRADES", expected, name));
+        };
+        let step = name.split(':').find_map(|part| part.strip_prefix("step="));
+        DivergenceAscent::new(self.budget, steps, step.map(parse_fraction).transpose()?)
+    }
+}
+
+/// The attack to train against, and what climbs instead of it while TRADES trains.
+struct Opponent<'a> {
+    attack: &'a TrainingAttack,
+    ascent: Option<DivergenceAscent>,
+}
+
+impl<'a> Opponent<'a> {
+    fn new(attack: &'a TrainingAttack, loss: RobustLoss) -> Result<Self, Error> {
+        let ascent = match loss {
+            RobustLoss::Trades(_) => Some(attack.ascent()?),
+            RobustLoss::Madry | RobustLoss::Mart(_) => None,
+        };
+        Ok(Self { attack, ascent })
+    }
+}
+
+fn weight_perturbation(text: &str) -> Result<f64, Error> {
+    let expected = "a share of the weights' length above 0 and below 1, such as 0.005";
+    let share = parse_fraction(text).ok().filter(|&share| share > 0.0 && share < 1.0);
+    share.ok_or_else(|| Error::range("the size of the weight perturbation", expected, text))
 }
 
 fn training_attack(text: &str) -> Result<TrainingAttack, Error> {
@@ -195,10 +251,13 @@ pub fn run(args: &TrainArgs, json: bool) -> CommandResult {
     match &args.what {
         What::Classifier(args) => classifier(args, json),
         What::Trn(args) => trn(args, json),
+        What::Adaptive(args) => adaptive(args, json),
+        What::Restorer(args) => train_restorer::run(args, json),
     }
 }
 
 fn classifier(args: &ClassifierArgs, json: bool) -> CommandResult {
+    let opponent = args.adversarial.as_ref().map(|attack| Opponent::new(attack, args.loss)).transpose()?;
     let data = talion_data::load(&args.data, Split::Train, None)?;
     let standard = Augmentation::standard(&args.data, &data);
     let config = ClassifierTraining {
@@ -215,12 +274,14 @@ fn classifier(args: &ClassifierArgs, json: bool) -> CommandResult {
         },
         smallest: args.smallest,
         adversarial: args.adversarial.as_ref().map(TrainingAttack::name),
+        loss: args.loss,
+        awp: args.awp,
         precision: if args.f32 { Precision::F32 } else { Precision::Auto },
         validation: args.validation,
         seed: args.seed,
         ..ClassifierTraining::default()
     };
-    let model = classifier_stage(&config, args.adversarial.as_ref(), &data, &args.output)?;
+    let model = classifier_stage(&config, opponent.as_ref(), &data, &args.output)?;
     let card = model.card();
     if json {
         println!("{}", serde_json::to_string(card)?);
@@ -236,21 +297,14 @@ fn classifier(args: &ClassifierArgs, json: bool) -> CommandResult {
 }
 
 fn trn(args: &TrnArgs, json: bool) -> CommandResult {
-    let device = Device::cuda_if_available();
-    let classifier = Model::load(&args.model, device)?;
-    let data = match &args.data {
-        Some(data) => data.clone(),
-        None => trained_on(&classifier)?,
-    };
-    let data = talion_data::load(&data, Split::Train, None)?;
-    fits(&classifier, &data)?;
-    let first = args.first.as_deref().map(|path| Trn::load(path, device)).transpose()?;
+    let ground = Ground::load(&args.model, args.data.as_ref())?;
+    let Ground { classifier, data, training: trained } = &ground;
+    let first = args.first.as_deref().map(|path| Trn::load(path, Device::cuda_if_available())).transpose()?;
     let one_stream = TrnSpec::one_stream(&args.size, classifier.card().spec.channels)?;
     let mut spec = TrnSpec { gate: !args.no_gate, ..one_stream }.with_estimator(args.estimator);
     if let (Some(slot), Some(first)) = (&mut spec.first, &first) {
         **slot = first.card().spec.clone();
     }
-    let trained = classifier_training(&classifier, args.data.as_ref(), &data)?;
     let config = TrnTraining {
         mixture: args.mixture.clone().unwrap_or_default(),
         losses: LossWeights {
@@ -270,15 +324,74 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
     };
     let validation_sample = config.validation_sample.min(config.validation);
     let config = TrnTraining { validation_sample, ..config };
-    let trn = trn_stage(&config, &classifier, &data, first.as_ref(), args.cache.as_deref(), &args.output)?;
+    let trn = trn_stage(&config, classifier, data, first.as_ref(), args.cache.as_deref(), &args.output)?;
+    say(&trn, &args.output, json)
+}
+
+fn adaptive(args: &AdaptiveArgs, json: bool) -> CommandResult {
+    let ground = Ground::load(&args.model, args.data.as_ref())?;
+    let Ground { classifier, data, training } = &ground;
+    let device = Device::cuda_if_available();
+    let first = args.first.as_deref().map(|path| Trn::load(path, device)).transpose()?;
+    let warm = args.warm.as_deref().map(|path| Trn::load(path, device)).transpose()?;
+    let config = args.config(classifier, (warm.as_ref(), first.as_ref()), training)?;
+    let what = format!("adaptive {}", named(config.spec.estimator));
+    let mut monitor = Monitor::new(&what, Some(&args.output.with_extension("metrics.jsonl")))?;
+    let snapshot = args.output.with_extension("snapshot");
+    let architecture = classifier.card().spec.architecture.to_string();
+    let first = first.as_ref();
+    let sources =
+        TrnSources { classifier, architecture, data, first, snapshot: Some(&snapshot), cache: None };
+    let trn = train_adaptive(&config, &sources, warm.as_ref(), &mut |event| monitor.observe(event))?;
+    trn.save(&args.output)?;
+    say(&trn, &args.output, json)
+}
+
+/// What a trained network says of itself.
+fn say(trn: &Trn, output: &Path, json: bool) -> CommandResult {
     if json {
         println!("{}", serde_json::to_string(trn.card())?);
     } else {
         let figures: Vec<_> =
             trn.card().metrics.iter().map(|(name, value)| format!("{name} {:.2} %", 100.0 * value)).collect();
-        println!("{} written: {} weights, {}", args.output.display(), trn.parameters(), figures.join(", "));
+        println!("{} written: {} weights, {}", output.display(), trn.parameters(), figures.join(", "));
     }
     Ok(())
+}
+
+fn named(estimator: EstimatorSpec) -> String {
+    match estimator {
+        EstimatorSpec::None => "one-stream".to_owned(),
+        estimator => format!("TRN {estimator}"),
+    }
+}
+
+/// What a restoration network is trained on: a classifier, its images, and how it came to know them.
+pub struct Ground {
+    /// The classifier to defend.
+    pub classifier: Model,
+    /// The whole training split.
+    pub data: Dataset,
+    /// How the classifier was trained.
+    pub training: ClassifierTraining,
+}
+
+impl Ground {
+    /// The classifier in a file, with the data set that is named, or else the one that it was trained on.
+    ///
+    /// # Errors
+    /// If either cannot be read, or they do not fit each other.
+    pub fn load(model: &Path, spec: Option<&DatasetSpec>) -> CommandResult<Self> {
+        let classifier = Model::load(model, Device::cuda_if_available())?;
+        let named = match spec {
+            Some(spec) => spec.clone(),
+            None => trained_on(&classifier)?,
+        };
+        let data = talion_data::load(&named, Split::Train, None)?;
+        fits(&classifier, &data)?;
+        let training = classifier_training(&classifier, spec, &data)?;
+        Ok(Self { classifier, data, training })
+    }
 }
 
 /// The data set that the classifier says it was trained on.
@@ -317,10 +430,7 @@ pub fn trn_stage(
     cache: Option<&Path>,
     output: &Path,
 ) -> Result<Trn, Error> {
-    let what = match config.spec.estimator {
-        EstimatorSpec::None => "one-stream".to_owned(),
-        estimator => format!("TRN {estimator}"),
-    };
+    let what = named(config.spec.estimator);
     let mut monitor = Monitor::new(&what, Some(&output.with_extension("metrics.jsonl")))?;
     let snapshot = output.with_extension("snapshot");
     let architecture = classifier.card().spec.architecture.to_string();
@@ -342,17 +452,91 @@ pub fn plain_classifier_stage(
 /// Trains a classifier into `output`, going on from a snapshot beside it.
 fn classifier_stage(
     config: &ClassifierTraining,
-    attack: Option<&TrainingAttack>,
+    opponent: Option<&Opponent<'_>>,
     data: &Dataset,
     output: &Path,
 ) -> Result<Model, Error> {
     let mut monitor = Monitor::new("classifier", Some(&output.with_extension("metrics.jsonl")))?;
     let (device, snapshot) = (Device::cuda_if_available(), output.with_extension("snapshot"));
-    let perturb = attack.map(|attack| |model: &Model, shown: &Shown<'_>| attack.perturb(model, shown));
-    let perturb = perturb.as_ref().map(|perturb| perturb as &Perturb<'_>);
-    let model = train_classifier_against(perturb, config, data, device, Some(&snapshot), &mut |event| {
-        monitor.observe(event)
-    })?;
+    let perturb = opponent
+        .map(|opponent| move |model: &Model, shown: &Shown<'_>| opponent.attack.perturb(model, shown));
+    let adversary = perturb
+        .as_ref()
+        .zip(opponent)
+        .map(|(perturb, opponent)| Adversary { perturb, ascent: opponent.ascent });
+    let model =
+        train_robust_classifier(adversary.as_ref(), config, data, device, Some(&snapshot), &mut |event| {
+            monitor.observe(event)
+        })?;
     model.save(output)?;
     Ok(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// The options of `talion train classifier`.
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ClassifierArgs,
+    }
+
+    fn parsed(options: &[&str]) -> Result<ClassifierArgs, String> {
+        let always = ["talion", "--data", "fashion-mnist", "--output", "x.safetensors"];
+        let line = Line::try_parse_from(always.iter().chain(options).copied());
+        line.map(|line| line.args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn losses_and_weight_perturbation_are_read() {
+        let plain = parsed(&[]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((plain.loss, plain.awp), (RobustLoss::Madry, None));
+        let options = ["--adversarial", "pgd-7@8/255", "--loss", "trades:6", "--awp", "0.005"];
+        let args = parsed(&options).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((args.loss, args.awp), (RobustLoss::Trades(6.0), Some(0.005)));
+    }
+
+    #[test]
+    fn wrong_values_are_told_what_to_be() {
+        let attack = ["--adversarial", "pgd-7@8/255"];
+        let cases = [
+            (["--loss", "trades"], "such as trades:6"),
+            (["--loss", "mart:0"], "such as mart:5"),
+            (["--loss", "kl"], "madry, trades:WEIGHT"),
+            (["--awp", "2"], "such as 0.005"),
+            (["--awp", "much"], "such as 0.005"),
+        ];
+        for (options, said) in cases {
+            let error = parsed(&[attack, options].concat()).err().unwrap();
+            assert!(error.contains(said), "{options:?}: {error}");
+        }
+        for options in [["--loss", "mart:5"], ["--awp", "0.005"]] {
+            let error = parsed(&options).err().unwrap();
+            assert!(error.contains("--adversarial"), "{options:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn trades_takes_the_steps_of_pgd_and_of_nothing_else() {
+        let trades = RobustLoss::Trades(6.0);
+        let ascent = |text: &str| {
+            let attack = training_attack(text).unwrap();
+            Opponent::new(&attack, trades).map(|opponent| opponent.ascent)
+        };
+        let budget = Budget::linf_levels(8.0).unwrap();
+        let expected = DivergenceAscent::new(budget, 10, Some(2.0 / 255.0)).unwrap();
+        assert_eq!(ascent("pgd-10:step=2/255@8/255").unwrap(), Some(expected));
+        let usual = DivergenceAscent::new(budget, 7, None).unwrap();
+        assert_eq!(ascent("pgd-7@8/255").unwrap(), Some(usual));
+        for other in ["fgsm@8/255", "bim-7@8/255", "eot-pgd-7@8/255", "pgd-7x2@8/255"] {
+            let error = ascent(other).unwrap_err().to_string();
+            assert!(error.contains("such as pgd-10@8/255"), "{error}");
+            let attack = training_attack(other).unwrap();
+            assert!(Opponent::new(&attack, RobustLoss::Mart(5.0)).unwrap().ascent.is_none());
+        }
+    }
 }

@@ -1,28 +1,15 @@
-//! The Fusion Block: explores the two streams, then fuses them.
+//! Fusion by one convolution over both streams, which may be gated before.
 
-use serde::{Deserialize, Serialize};
 use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
-use super::{
+use crate::trn::{
     fast::{FastFusion, layer},
     layers::Conv,
 };
 
-/// How a Fusion Block joins the streams.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fusion {
-    /// Explore: each stream is gated, pixel by pixel and channel by channel, by what both say there, and a gate over
-    /// the whole image can close the gradient stream. Then fuse with a 3x3 convolution onto the image stream.
-    #[default]
-    Gated,
-    /// A 3x3 convolution over both streams side by side.
-    Concatenation,
-}
-
-/// Joins the streams at one scale.
-pub(super) struct FusionBlock {
+/// A 3x3 convolution over both streams, added to the image stream, then a ReLU.
+pub(super) struct Merge {
     gates: Option<Gates>,
     merge: Conv,
 }
@@ -32,17 +19,16 @@ struct Gates {
     global: Conv,
 }
 
-impl FusionBlock {
-    pub(super) fn new(path: &nn::Path<'_>, width: i64, fusion: Fusion) -> Self {
-        let gates = (fusion == Fusion::Gated).then(|| Gates {
+impl Merge {
+    pub(super) fn new(path: &nn::Path<'_>, width: i64, gated: bool) -> Self {
+        let gates = gated.then(|| Gates {
             local: Conv::new(&(path / "local"), 2 * width, 2 * width, 1, 1),
             global: Conv::new(&(path / "global"), 2 * width, width, 1, 1),
         });
         Self { gates, merge: Conv::new(&(path / "merge"), 2 * width, width, 3, 1) }
     }
 
-    /// # Shapes
-    /// Both streams `[N, W, h, w]`; so is the result.
+    /// As [`super::FusionBlock::forward`].
     pub(super) fn forward(&self, image: &Tensor, gradient: &Tensor) -> Tensor {
         let both = Tensor::cat(&[image, gradient], 1);
         let explored = match &self.gates {
@@ -67,7 +53,7 @@ impl FusionBlock {
         Some(FastFusion { gates, merge: layer(&self.merge)? })
     }
 
-    /// As [`FusionBlock::forward`].
+    /// As [`Merge::forward`].
     pub(super) fn emit(&self, b: &mut Builder, image: &Var, gradient: &Var) -> Var {
         let both = b.concat(&[image, gradient], 1);
         let explored = match &self.gates {

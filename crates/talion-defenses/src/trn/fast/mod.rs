@@ -1,17 +1,23 @@
-//! The restoration network when nobody differentiates it: the same layers on the kernels of the fast engine.
+//! The restoration network once its weights are final: the same layers on the kernels of the fast engine.
+
+mod backward;
+mod tape;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use talion_kernels::{
-    After, Buffer, Convolution, Geometry, Rectify, Sum, Team, enlarged, from_planes, gated, means, padded,
-    side_by_side, to_planes,
+    After, Buffer, Convolution, Geometry, Rectify, Sum, Team, enlarged, from_planes, gated, mask_bytes,
+    means, padded, side_by_side, to_planes,
 };
 use tch::{Device, Kind, Tensor};
 
+pub(super) use tape::TrnTape;
+
 use super::layers::Conv;
+use tape::{DecoderTape, EncoderTape, FusionTape, GateTape, Mask, ResidualTape};
 
 /// Features of a batch, `[N, h, w, C]`.
-pub(super) struct Features {
+struct Features {
     values: Buffer<f32>,
     sides: [usize; 2],
     channels: usize,
@@ -34,9 +40,11 @@ pub(super) fn layer(conv: &Conv) -> Option<Layer> {
 }
 
 /// Where a batch is worked on.
-pub(super) struct Bench {
+struct Bench {
     team: Arc<Team<f32>>,
-    pub rows: usize,
+    rows: usize,
+    /// Whether the way back will need what happens here.
+    records: bool,
 }
 
 /// Teams are kept: their memory is what is worth keeping.
@@ -44,18 +52,18 @@ static TEAM: Mutex<Option<Arc<Team<f32>>>> = Mutex::new(None);
 
 impl Bench {
     /// For a batch of so many rows, with as many threads as libtorch uses.
-    pub(super) fn new(rows: usize) -> Self {
+    fn new(rows: usize, records: bool) -> Self {
         let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
         let mut team = TEAM.lock().unwrap_or_else(PoisonError::into_inner);
         let team = match &*team {
             Some(known) if known.threads() == threads => known.clone(),
             _ => team.insert(Arc::new(Team::new(threads))).clone(),
         };
-        Self { team, rows }
+        Self { team, rows, records }
     }
 
     /// `[N, C, h, w]` as features.
-    pub(super) fn features(&self, tensor: &Tensor) -> Features {
+    fn features(&self, tensor: &Tensor) -> Features {
         let size = tensor.size();
         let [channels, height, width] = [size[1], size[2], size[3]].map(|side| side as usize);
         let tensor = tensor.detach().contiguous();
@@ -69,7 +77,7 @@ impl Bench {
     }
 
     /// Features as `[N, C, h, w]`.
-    pub(super) fn tensor(&self, features: &Features, channels: usize) -> Tensor {
+    fn tensor(&self, features: &Features, channels: usize) -> Tensor {
         let [height, width] = features.sides;
         let mut planes = vec![0.0_f32; self.rows * channels * height * width];
         let shape = [self.rows, channels, height * width];
@@ -78,7 +86,7 @@ impl Bench {
     }
 
     /// The mean over height and width, `[N, C, 1, 1]`.
-    pub(super) fn mean(&self, features: &Features) -> Tensor {
+    fn mean(&self, features: &Features) -> Tensor {
         let summary = self.summary(features);
         let tensor = self.tensor(&summary, summary.channels);
         self.done([summary]);
@@ -99,51 +107,69 @@ impl Bench {
     }
 
     /// Nobody needs these any more.
-    pub(super) fn done(&self, features: impl IntoIterator<Item = Features>) {
+    fn done(&self, features: impl IntoIterator<Item = Features>) {
         features.into_iter().for_each(|features| self.team.give(features.values));
     }
 
-    /// A convolution, plus `other`, then a ReLU.
-    pub(super) fn convolve(
-        &self,
-        layer: &Layer,
-        input: &Features,
-        other: Option<&Features>,
-        relu: bool,
-    ) -> Features {
-        let sides = layer.geometry().output(input.sides).unwrap_or([0, 0]);
-        let mut output = self.room(sides, layer.channels()[1]);
-        let after = After {
-            sum: other.map_or(Sum::Nothing, |other| Sum::Other(&other.values)),
-            rectify: if relu { Rectify::Yes } else { Rectify::No },
-        };
-        let shape = [self.rows, input.sides[0], input.sides[1]];
-        layer.forward(&self.team, &input.values, shape, &mut output.values, after);
+    /// A convolution.
+    fn convolve(&self, layer: &Layer, input: &Features) -> Features {
+        let mut output = self.room_for(layer, input);
+        self.run(layer, input, &mut output, After::nothing());
         output
     }
 
+    /// A convolution, plus `other`, then a ReLU; and what this let pass, if that is recorded.
+    fn rectified(&self, layer: &Layer, input: &Features, other: Option<&Features>) -> (Features, Mask) {
+        let mut output = self.room_for(layer, input);
+        let mut mask = Mask::new();
+        let rectify = if self.records {
+            mask.resize(mask_bytes(output.values.len()), 0);
+            Rectify::Record(&mut mask)
+        } else {
+            Rectify::Yes
+        };
+        let sum = other.map_or(Sum::Nothing, |other| Sum::Other(&other.values));
+        self.run(layer, input, &mut output, After { sum, rectify });
+        (output, mask)
+    }
+
+    fn room_for(&self, layer: &Layer, input: &Features) -> Features {
+        let sides = layer.geometry().output(input.sides).unwrap_or([0, 0]);
+        self.room(sides, layer.channels()[1])
+    }
+
+    fn run(&self, layer: &Layer, input: &Features, output: &mut Features, after: After<'_, f32>) {
+        let shape = [self.rows, input.sides[0], input.sides[1]];
+        layer.forward(&self.team, &input.values, shape, &mut output.values, after);
+    }
+
     /// Two streams of the same shape, their channels one after the other.
-    pub(super) fn side_by_side(&self, first: &Features, second: &Features) -> Features {
+    fn side_by_side(&self, first: &Features, second: &Features) -> Features {
         let mut both = self.room(first.sides, first.channels + second.channels);
         let widths = [first.channels, second.channels].map(padded);
         side_by_side(&self.team, [&first.values, &second.values], widths, &mut both.values);
         both
     }
 
-    /// Both streams as far as their gates let them through: `local` for every number, `global` for the second stream.
-    pub(super) fn gated(&self, both: &Features, local: &Layer, global: &Layer) -> Features {
-        let gates = self.convolve(local, both, None, false);
-        let summary = self.summary(both);
-        let open = self.convolve(global, &summary, None, false);
+    /// Both streams as far as their gates let them through: `local` for every number, `global` for the second stream; and what
+    /// met there, if that is recorded.
+    fn gated(&self, both: Features, local: &Layer, global: &Layer) -> (Features, Option<GateTape>) {
+        let gates = self.convolve(local, &both);
+        let summary = self.summary(&both);
+        let open = self.convolve(global, &summary);
+        self.done([summary]);
         let mut output = self.room(both.sides, both.channels);
         let shape = [self.rows, both.sides[0] * both.sides[1], both.channels];
         gated(&self.team, &both.values, &gates.values, &open.values, shape, &mut output.values);
-        self.done([gates, summary, open]);
-        output
+        if self.records {
+            return (output, Some(GateTape { both, gates, open }));
+        }
+        self.done([both, gates, open]);
+        (output, None)
     }
 
     /// Features at half the size, enlarged, plus `other`.
-    pub(super) fn enlarged(&self, small: &Features, other: &Features) -> Features {
+    fn enlarged(&self, small: &Features, other: &Features) -> Features {
         let mut output = self.room(other.sides, other.channels);
         let shape = [self.rows, small.sides[0], small.sides[1], padded(small.channels)];
         enlarged(&self.team, &small.values, &other.values, shape, &mut output.values);
@@ -158,11 +184,11 @@ pub(super) struct FastResidual {
 }
 
 impl FastResidual {
-    fn forward(&self, bench: &Bench, x: Features) -> Features {
-        let hidden = bench.convolve(&self.first, &x, None, true);
-        let output = bench.convolve(&self.second, &hidden, Some(&x), true);
+    fn forward(&self, bench: &Bench, x: Features) -> (Features, ResidualTape) {
+        let (hidden, inside) = bench.rectified(&self.first, &x, None);
+        let (output, outside) = bench.rectified(&self.second, &hidden, Some(&x));
         bench.done([hidden, x]);
-        output
+        (output, ResidualTape { hidden: inside, output: outside })
     }
 }
 
@@ -173,14 +199,17 @@ pub(super) struct FastEncoder {
 }
 
 impl FastEncoder {
-    fn forward(&self, bench: &Bench, input: Features) -> Vec<Features> {
+    fn forward(&self, bench: &Bench, input: Features) -> (Vec<Features>, EncoderTape) {
         let mut features: Vec<Features> = Vec::with_capacity(self.blocks.len());
+        let mut tape = EncoderTape::default();
         for (entry, block) in self.entries.iter().zip(&self.blocks) {
-            let x = bench.convolve(entry, features.last().unwrap_or(&input), None, true);
-            features.push(block.forward(bench, x));
+            let (x, mask) = bench.rectified(entry, features.last().unwrap_or(&input), None);
+            let (x, kept) = block.forward(bench, x);
+            tape.scales.push((mask, kept));
+            features.push(x);
         }
         bench.done([input]);
-        features
+        (features, tape)
     }
 }
 
@@ -191,15 +220,16 @@ pub(super) struct FastFusion {
 }
 
 impl FastFusion {
-    fn forward(&self, bench: &Bench, image: Features, gradient: Features) -> Features {
-        let mut both = bench.side_by_side(&image, &gradient);
-        if let Some((local, global)) = &self.gates {
-            let explored = bench.gated(&both, local, global);
-            bench.done([std::mem::replace(&mut both, explored)]);
-        }
-        let output = bench.convolve(&self.merge, &both, Some(&image), true);
-        bench.done([both, image, gradient]);
-        output
+    fn forward(&self, bench: &Bench, image: Features, gradient: Features) -> (Features, FusionTape) {
+        let both = bench.side_by_side(&image, &gradient);
+        bench.done([gradient]);
+        let (explored, gates) = match &self.gates {
+            Some((local, global)) => bench.gated(both, local, global),
+            None => (both, None),
+        };
+        let (output, mask) = bench.rectified(&self.merge, &explored, Some(&image));
+        bench.done([explored, image]);
+        (output, FusionTape { gates, output: mask })
     }
 }
 
@@ -211,18 +241,21 @@ pub(super) struct FastDecoder {
 }
 
 impl FastDecoder {
-    fn forward(&self, bench: &Bench, mut features: Vec<Features>) -> Option<Tensor> {
-        let mut x = features.pop()?;
+    fn forward(&self, bench: &Bench, mut features: Vec<Features>) -> (Option<Tensor>, DecoderTape) {
+        let mut tape = DecoderTape::default();
+        let Some(mut x) = features.pop() else { return (None, tape) };
         for (skip, (rise, block)) in features.into_iter().zip(self.rises.iter().zip(&self.blocks)).rev() {
-            let risen = bench.convolve(rise, &x, None, false);
+            let risen = bench.convolve(rise, &x);
             let sum = bench.enlarged(&risen, &skip);
             bench.done([x, risen, skip]);
-            x = block.forward(bench, sum);
+            let (output, kept) = block.forward(bench, sum);
+            tape.blocks.push(kept);
+            x = output;
         }
-        let residual = bench.convolve(&self.output, &x, None, false);
+        let residual = bench.convolve(&self.output, &x);
         let tensor = bench.tensor(&residual, self.output.channels()[1]);
         bench.done([x, residual]);
-        Some(tensor)
+        (Some(tensor), tape)
     }
 }
 
@@ -239,15 +272,39 @@ impl FastNetwork {
     /// # Shapes
     /// `image` and `gradient` `[N, .., H, W]`, with sides that every scale halves exactly.
     pub(super) fn forward(&self, image: &Tensor, gradient: Option<&Tensor>) -> (Option<Tensor>, Vec<Tensor>) {
-        let bench = Bench::new(image.size()[0] as usize);
-        let mut features = self.image.forward(&bench, bench.features(image));
+        let (residual, means, _) = self.pass(image, gradient, false);
+        (residual, means)
+    }
+
+    /// The same to the last bit, and what [`FastNetwork::backward`] needs.
+    pub(super) fn forward_taped(
+        &self,
+        image: &Tensor,
+        gradient: Option<&Tensor>,
+    ) -> (Option<Tensor>, Vec<Tensor>, TrnTape) {
+        self.pass(image, gradient, true)
+    }
+
+    /// A pass; its tape holds nothing unless it `records`.
+    fn pass(
+        &self,
+        image: &Tensor,
+        gradient: Option<&Tensor>,
+        records: bool,
+    ) -> (Option<Tensor>, Vec<Tensor>, TrnTape) {
+        let bench = Bench::new(image.size()[0] as usize, records);
+        let (mut features, image) = self.image.forward(&bench, bench.features(image));
+        let mut explored = None;
         if let (Some((encoder, blocks)), Some(gradient)) = (&self.gradient, gradient) {
-            let explored = encoder.forward(&bench, bench.features(gradient));
-            let pairs = features.into_iter().zip(explored).zip(blocks);
-            features =
-                pairs.map(|((image, gradient), block)| block.forward(&bench, image, gradient)).collect();
+            let (others, kept) = encoder.forward(&bench, bench.features(gradient));
+            let pairs = features.into_iter().zip(others).zip(blocks);
+            let (fused, fusions): (Vec<_>, Vec<_>) =
+                pairs.map(|((image, gradient), block)| block.forward(&bench, image, gradient)).unzip();
+            features = fused;
+            explored = Some((kept, fusions));
         }
         let means = features.iter().map(|features| bench.mean(features)).collect();
-        (self.decoder.forward(&bench, features), means)
+        let (residual, decoder) = self.decoder.forward(&bench, features);
+        (residual, means, TrnTape { rows: bench.rows, image, gradient: explored, decoder })
     }
 }
