@@ -176,13 +176,13 @@ impl Work {
         let lent = self.trn.as_ref().map(|trn| trn.lend(base.device())).transpose()?;
 
         let mut entrants =
-            vec![Entrant { player: self.base.player(None)?, classifier: &base_chunked, trn: None }];
+            vec![Entrant { player: self.base.player(None)?, classifier: &base_chunked, defence: None }];
         if let Some(trn) = lent.as_deref() {
             let player = self.base.player(Some(trn))?;
-            entrants.push(Entrant { player, classifier: &base_chunked, trn: Some(trn) });
+            entrants.push(Entrant { player, classifier: &base_chunked, defence: Some(trn) });
         }
         for (party, view) in self.surrogates.iter().zip(&views) {
-            entrants.push(Entrant { player: party.player(None)?, classifier: view, trn: None });
+            entrants.push(Entrant { player: party.player(None)?, classifier: view, defence: None });
         }
 
         let header = self.header(&entrants)?;

@@ -160,7 +160,7 @@ impl Source {
             Self::Defended(base, restorer, mode) => {
                 let base = Box::new(base.view(trouble)?);
                 let trn = restorer.lend(base.device())?;
-                Defended::new(&*base, &trn, *mode)?;
+                Defended::new(&*base, &*trn, *mode)?;
                 Seen::Defended(base, trn, *mode)
             }
         };
@@ -206,7 +206,7 @@ enum Seen<'a> {
 
 impl View<'_> {
     fn defended<'b>(&self, base: &'b View<'_>, trn: &'b Lent<'_>, mode: GradientMode) -> Defended<'b> {
-        self.trouble.sure(Defended::new(base, trn, mode))
+        self.trouble.sure(Defended::new(base, &**trn, mode))
     }
 }
 

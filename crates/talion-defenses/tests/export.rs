@@ -89,7 +89,7 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
     let off = (found - expected).abs() / scale;
     let largest = off.max().double_value(&[]);
     let share = off.gt(1e-4).to_kind(Kind::Float).mean(None).double_value(&[]);
-    assert!(largest <= 0.02 && share <= 0.005, "{what}: off by up to {largest}, {share} of all by over 1e-4");
+    assert!(largest <= 0.02 && share <= 0.02, "{what}: off by up to {largest}, {share} of all by over 1e-4");
 }
 
 /// Runs the graph on batches of 1 and 3 and compares.

@@ -1,4 +1,5 @@
-//! How fast the kernels are: `cargo bench -p talion-kernels`. The shapes are those of ResNet-18 on images of 32x32.
+//! How fast the kernels are: `cargo bench -p talion-kernels`. The shapes are those of ResNet-18 on images of 32x32,
+//! and of the first layer of the small network on images of 28x28.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use talion_kernels::{After, Convolution, Geometry, Packed, Team, padded};
@@ -10,6 +11,8 @@ fn convolutions(criterion: &mut Criterion) {
     let team = Team::<f32>::new(threads);
     // channels in and out, side of the input, kernel, stride
     let layers = [
+        (1, 16, 28, 5, 1),
+        (3, 64, 32, 3, 1),
         (64, 64, 32, 3, 1),
         (128, 128, 16, 3, 1),
         (512, 512, 4, 3, 1),

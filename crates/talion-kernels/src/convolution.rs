@@ -3,9 +3,12 @@
 use std::sync::OnceLock;
 
 use crate::{
-    After, Real, Team, padded,
+    After, Real, Team,
+    few::{Few, Side},
+    gemm::PANEL,
+    padded,
     patches::{Meeting, Patches},
-    winograd::Winograd,
+    winograd::{TILE, Winograd},
 };
 
 /// How a kernel meets its input.
@@ -40,6 +43,12 @@ impl Geometry {
         Some(sides)
     }
 
+    /// Whether an input of this height and width is met at once, every number by one weight an output.
+    fn meets_all(&self, input: [usize; 2]) -> bool {
+        let plain = self.dilation == [1, 1] && self.before == [0, 0] && self.after == [0, 0];
+        plain && self.size == input
+    }
+
     fn meeting(&self) -> Meeting {
         Meeting { size: self.size, stride: self.stride, dilation: self.dilation, padding: self.before }
     }
@@ -57,6 +66,7 @@ impl Geometry {
 enum Method<T> {
     Tiles(Winograd<T>),
     Patches(Patches<T>),
+    Few(Few<T>),
 }
 
 /// A convolution with bias.
@@ -69,6 +79,8 @@ pub struct Convolution<T> {
     bias: Vec<T>,
     forward: OnceLock<Method<T>>,
     backward: OnceLock<Method<T>>,
+    /// The derivative where the kernel meets all of its input at once.
+    whole: OnceLock<Patches<T>>,
 }
 
 impl<T: Real> Convolution<T> {
@@ -85,8 +97,8 @@ impl<T: Real> Convolution<T> {
         if !bias.is_empty() {
             bias.resize(padded(outputs), T::default());
         }
-        let (forward, backward) = (OnceLock::new(), OnceLock::new());
-        Self { geometry, channels: [inputs, outputs], weights, bias, forward, backward }
+        let (forward, backward, whole) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { geometry, channels: [inputs, outputs], weights, bias, forward, backward, whole }
     }
 
     /// How the kernel meets its input.
@@ -106,6 +118,16 @@ impl<T: Real> Convolution<T> {
         }
         let [rows, columns] = self.geometry.size;
         self.weights[((output * inputs + input) * rows + row) * columns + column].to_f64()
+    }
+
+    /// Which side has so few channels that it is worked on without filling them up; none where tiles take fewer
+    /// multiplications. Of equally many there is less to do beside them without tiles.
+    fn few(&self, [from, to]: [usize; 2]) -> Option<Side> {
+        let [rows, columns] = self.geometry.size;
+        let (side, multiplications) = Side::of([from, to], rows * columns)?;
+        let points = (TILE + 2) * (TILE + 2);
+        let tiles = points * padded(from) * to.next_multiple_of(PANEL) / (TILE * TILE);
+        (!self.geometry.tiled() || multiplications <= tiles).then_some(side)
     }
 
     /// Writes the outputs.
@@ -128,10 +150,12 @@ impl<T: Real> Convolution<T> {
         let sides = self.sides(shape);
         let method = self.forward.get_or_init(|| {
             let weight = |output, input, row, column| self.weight(output, input, row, column);
-            if self.geometry.tiled() {
+            if let Some(side) = self.few(self.channels) {
+                Method::Few(Few::new(side, &self.geometry.meeting().ahead(), self.channels, weight))
+            } else if self.geometry.tiled() {
                 Method::Tiles(Winograd::new(channels, self.geometry.before, weight))
             } else {
-                Method::Patches(Patches::forward(channels, self.geometry.meeting(), weight))
+                Method::Patches(Patches::new(&self.geometry.meeting().ahead(), channels, weight))
             }
         });
         let output = &mut output[..shape[0] * sides[0] * sides[1] * channels[1]];
@@ -139,6 +163,7 @@ impl<T: Real> Convolution<T> {
         match method {
             Method::Tiles(tiles) => tiles.run(team, input, shape, output, sides, &finish, bits),
             Method::Patches(patches) => patches.run(team, input, shape, output, sides, &finish, bits),
+            Method::Few(few) => few.run(team, input, shape, output, sides, &finish, bits),
         }
     }
 
@@ -159,18 +184,24 @@ impl<T: Real> Convolution<T> {
     ) {
         let [inputs, outputs] = self.channels.map(padded);
         let sides = self.sides(shape);
+        if self.geometry.meets_all([shape[1], shape[2]]) {
+            return self.backward_whole(team, gradient, shape[0], output, after);
+        }
         let method = self.backward.get_or_init(|| {
-            if self.geometry.tiled() {
+            let [to, from] = self.channels;
+            let weight = |to, from, row, column| self.weight(from, to, row, column);
+            if let Some(side) = self.few([from, to]) {
+                Method::Few(Few::new(side, &self.geometry.meeting().back(), [from, to], weight))
+            } else if self.geometry.tiled() {
                 // the derivative of a convolution is one with the kernel turned by half a turn
-                let weight = |to, from, row, column| self.weight(from, to, 2 - row, 2 - column);
+                let weight = |to, from, row, column| weight(to, from, 2 - row, 2 - column);
                 Method::Tiles(Winograd::new(
                     [outputs, inputs],
                     self.geometry.before.map(|zeros| 2 - zeros),
                     weight,
                 ))
             } else {
-                let weight = |output, input, row, column| self.weight(output, input, row, column);
-                Method::Patches(Patches::backward([outputs, inputs], self.geometry.meeting(), weight))
+                Method::Patches(Patches::new(&self.geometry.meeting().back(), [outputs, inputs], weight))
             }
         });
         let output = &mut output[..shape[0] * shape[1] * shape[2] * inputs];
@@ -182,7 +213,33 @@ impl<T: Real> Convolution<T> {
             Method::Patches(patches) => {
                 patches.run(team, gradient, from, output, [rows, columns], &finish, bits)
             }
+            Method::Few(few) => few.run(team, gradient, from, output, [rows, columns], &finish, bits),
         }
+    }
+
+    /// The derivative of a kernel that meets all of its input at once, as that of a linear layer does: one product, with as many
+    /// outputs as the input has numbers.
+    fn backward_whole(
+        &self,
+        team: &Team<T>,
+        gradient: &[T],
+        images: usize,
+        output: &mut [T],
+        after: After<'_, T>,
+    ) {
+        let [inputs, outputs] = self.channels.map(padded);
+        let [rows, columns] = self.geometry.size;
+        let numbers = rows * columns * inputs;
+        let product = self.whole.get_or_init(|| {
+            let point = Geometry::new([1, 1], [1, 1], [0, 0]);
+            Patches::new(&point.meeting().ahead(), [outputs, numbers], |to, from, _, _| {
+                let (pixel, channel) = (to / inputs, to % inputs);
+                self.weight(from, channel, pixel / columns, pixel % columns)
+            })
+        });
+        let (finish, bits) = after.split(&[]);
+        let output = &mut output[..images * numbers];
+        product.run(team, gradient, [images, 1, 1], output, [1, 1], &finish, bits);
     }
 
     fn sides(&self, [_, rows, columns]: [usize; 3]) -> [usize; 2] {

@@ -44,6 +44,11 @@ impl<T: Real> Packed<T> {
         self.panels * PANEL
     }
 
+    /// All numbers: `[panels, K, 16]`.
+    pub(crate) fn into_values(self) -> Vec<T> {
+        self.values
+    }
+
     /// Writes the product of the `rows` rows in `left`, which lie `stride` apart, to `product`, `[rows, columns]`.
     ///
     /// # Panics

@@ -19,6 +19,7 @@ Everything is generic in the precision: f32 is for use, f64 for showing that the
 
 mod bits;
 mod convolution;
+mod few;
 mod gemm;
 mod patches;
 mod pointwise;

@@ -46,53 +46,72 @@ pub(crate) struct Meeting {
     pub padding: [usize; 2],
 }
 
-impl<T: Real> Patches<T> {
-    /// The convolution itself; `weight(output, input, row, column)`, for padded numbers of channels.
-    pub(crate) fn forward(
-        [channels, outputs]: [usize; 2],
-        meeting: Meeting,
-        weight: impl Fn(usize, usize, usize, usize) -> f64,
-    ) -> Self {
-        let all: Vec<[usize; 2]> = kernel(meeting.size);
-        let taps = all.iter().map(|&tap| {
-            [0, 1].map(|axis| (tap[axis] * meeting.dilation[axis]) as isize - meeting.padding[axis] as isize)
+/// Pixels that are a number of steps apart, and the weights that meet them.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// The first row and column, below the steps.
+    pub start: [usize; 2],
+    /// Row and column of each weight in the kernel, and of the input that belongs to it at the first pixel.
+    pub met: Vec<([usize; 2], [isize; 2])>,
+}
+
+/// What all pixels of an output are made of.
+#[derive(Debug)]
+pub(crate) struct Pattern {
+    pub parts: Vec<Part>,
+    /// Steps between a part's output pixels, down and across.
+    pub steps: [usize; 2],
+    /// Steps between their inputs.
+    pub strides: [usize; 2],
+}
+
+impl Meeting {
+    /// The convolution itself: every pixel meets all weights.
+    pub(crate) fn ahead(&self) -> Pattern {
+        let met = kernel(self.size).into_iter().map(|tap| {
+            let at = |axis: usize| (tap[axis] * self.dilation[axis]) as isize - self.padding[axis] as isize;
+            (tap, [0, 1].map(at))
         });
-        let weights = Packed::new(all.len() * channels, outputs, |row, output| {
-            let [down, across] = all[row / channels];
-            weight(output, row % channels, down, across)
-        });
-        let class = Class { start: [0, 0], taps: taps.collect(), weights };
-        Self { classes: vec![class], steps: [1, 1], strides: meeting.stride, channels, outputs }
+        let part = Part { start: [0, 0], met: met.collect() };
+        Pattern { parts: vec![part], steps: [1, 1], strides: self.stride }
     }
 
-    /// Its derivative: from gradients of the outputs, `channels` of them, to gradients of the inputs, `outputs`.
-    pub(crate) fn backward(
+    /// Its derivative: from gradients of the outputs to gradients of the inputs.
+    pub(crate) fn back(&self) -> Pattern {
+        let parts = kernel(self.stride).into_iter().map(|start| Part { start, met: self.met_from(start) });
+        Pattern { parts: parts.collect(), steps: self.stride, strides: [1, 1] }
+    }
+
+    /// The weights that meet the input's pixels from this one on, with the first gradient that they meet.
+    fn met_from(&self, start: [usize; 2]) -> Vec<([usize; 2], [isize; 2])> {
+        let met = kernel(self.size).into_iter().filter_map(|tap| {
+            let first = [0, 1].map(|axis| {
+                let at = start[axis] + self.padding[axis];
+                at as isize - (tap[axis] * self.dilation[axis]) as isize
+            });
+            let steps = self.stride.map(|steps| steps as isize);
+            let fits = [0, 1].into_iter().all(|axis| first[axis].rem_euclid(steps[axis]) == 0);
+            fits.then(|| (tap, [0, 1].map(|axis| first[axis].div_euclid(steps[axis]))))
+        });
+        met.collect()
+    }
+}
+
+impl<T: Real> Patches<T> {
+    /// From `channels` to `outputs`; `weight(output, input, row, column)`, for padded numbers of channels.
+    pub(crate) fn new(
+        pattern: &Pattern,
         [channels, outputs]: [usize; 2],
-        meeting: Meeting,
         weight: impl Fn(usize, usize, usize, usize) -> f64,
     ) -> Self {
-        let steps = meeting.stride;
-        let classes = kernel(steps).into_iter().map(|start| {
-            // the kernel's weights that meet this class, with the first gradient that they meet
-            let met: Vec<([usize; 2], [isize; 2])> = kernel(meeting.size)
-                .into_iter()
-                .filter_map(|tap| {
-                    let first = [0, 1].map(|axis| {
-                        let at = start[axis] + meeting.padding[axis];
-                        at as isize - (tap[axis] * meeting.dilation[axis]) as isize
-                    });
-                    let fits =
-                        [0, 1].into_iter().all(|axis| first[axis].rem_euclid(steps[axis] as isize) == 0);
-                    fits.then(|| (tap, [0, 1].map(|axis| first[axis].div_euclid(steps[axis] as isize))))
-                })
-                .collect();
-            let weights = Packed::new(met.len() * channels, outputs, |row, output| {
-                let [down, across] = met[row / channels].0;
-                weight(row % channels, output, down, across)
+        let classes = pattern.parts.iter().map(|part| {
+            let weights = Packed::new(part.met.len() * channels, outputs, |row, output| {
+                let [down, across] = part.met[row / channels].0;
+                weight(output, row % channels, down, across)
             });
-            Class { start, taps: met.into_iter().map(|(_, first)| first).collect(), weights }
+            Class { start: part.start, taps: part.met.iter().map(|&(_, first)| first).collect(), weights }
         });
-        Self { classes: classes.collect(), steps, strides: [1, 1], channels, outputs }
+        Self { classes: classes.collect(), steps: pattern.steps, strides: pattern.strides, channels, outputs }
     }
 
     /// # Shapes
@@ -110,9 +129,7 @@ impl<T: Real> Patches<T> {
     ) {
         let height = self.steps[0];
         let units = images * out_rows.div_ceil(height);
-        let pixels = (height * out_columns).max(1);
-        let several = (BLOCK * self.classes.len()).div_ceil(pixels).max(units / (team.threads() * 4)).max(1);
-        let several = several.min(units.div_ceil(team.threads())).max(1);
+        let several = units_of_task(units, height * out_columns, self.classes.len(), team.threads());
         let shape = [images, out_rows, out_columns * self.outputs];
         team.each(bands(output, bits, shape, height, several), |band| {
             self.band(team, input, [rows, columns], [out_rows, out_columns], band, finish);
@@ -157,6 +174,12 @@ impl<T: Real> Patches<T> {
             team.give(memory);
         }
     }
+}
+
+/// Units of rows of a task, each with so many pixels: some for every class, and still several tasks a thread.
+pub(crate) fn units_of_task(units: usize, pixels: usize, classes: usize, threads: usize) -> usize {
+    let enough = (BLOCK * classes).div_ceil(pixels.max(1));
+    enough.max(units / (threads * 4)).min(units.div_ceil(threads)).max(1)
 }
 
 /// An output pixel: its image, its first input, and its first element.

@@ -54,38 +54,59 @@ impl Case {
         Convolution::new(self.geometry, self.channels, self.weights(), bias)
     }
 
-    /// The definition of a convolution, number by number.
-    fn defined(&self, input: &[f64], bias: &[f64]) -> Vec<f64> {
+    /// Every product in the definition of a convolution: the places of its weight, of its input and of its output.
+    fn each_product(&self, mut product: impl FnMut(usize, usize, usize)) {
         let Geometry { size, stride, dilation, before, .. } = self.geometry;
         let ([inputs, outputs], [images, rows, columns]) = (self.channels, self.shape);
         let [down, across] = self.sides();
-        let weights = self.weights::<f64>();
-        let mut result = vec![0.0; images * down * across * padded(outputs)];
-        for (place, pixel) in result.chunks_exact_mut(padded(outputs)).enumerate() {
+        let pixels = (0..images * down * across)
+            .flat_map(|place| (0..size[0] * size[1]).map(move |tap| (place, [tap / size[1], tap % size[1]])));
+        for (place, [row, column]) in pixels {
             let (image, y, x) = (place / (down * across), place / across % down, place % across);
-            for (output, value) in pixel.iter_mut().take(outputs).enumerate() {
-                *value = bias.get(output).copied().unwrap_or(0.0);
-                for row in 0..size[0] {
-                    for column in 0..size[1] {
-                        let y = (y * stride[0] + row * dilation[0]).wrapping_sub(before[0]);
-                        let x = (x * stride[1] + column * dilation[1]).wrapping_sub(before[1]);
-                        if y >= rows || x >= columns {
-                            continue;
-                        }
-                        let from = ((image * rows + y) * columns + x) * padded(inputs);
-                        for channel in 0..inputs {
-                            let weight = ((output * inputs + channel) * size[0] + row) * size[1] + column;
-                            *value += weights[weight] * input[from + channel];
-                        }
-                    }
+            let y = (y * stride[0] + row * dilation[0]).wrapping_sub(before[0]);
+            let x = (x * stride[1] + column * dilation[1]).wrapping_sub(before[1]);
+            if y >= rows || x >= columns {
+                continue;
+            }
+            let from = ((image * rows + y) * columns + x) * padded(inputs);
+            for output in 0..outputs {
+                for channel in 0..inputs {
+                    let weight = ((output * inputs + channel) * size[0] + row) * size[1] + column;
+                    product(weight, from + channel, place * padded(outputs) + output);
                 }
             }
         }
+    }
+
+    /// The definition of a convolution, number by number.
+    fn defined(&self, input: &[f64], bias: &[f64]) -> Vec<f64> {
+        let (weights, width) = (self.weights::<f64>(), padded(self.channels[1]));
+        let of_channel = |place: usize| bias.get(place % width).copied().unwrap_or(0.0);
+        let mut result: Vec<f64> = (0..self.pixels()[1] * width).map(of_channel).collect();
+        self.each_product(|weight, from, to| result[to] += weights[weight] * input[from]);
+        result
+    }
+
+    /// The definition of its derivative.
+    fn defined_back(&self, gradient: &[f64]) -> Vec<f64> {
+        let weights = self.weights::<f64>();
+        let mut result = vec![0.0; self.pixels()[0] * padded(self.channels[0])];
+        self.each_product(|weight, from, to| result[from] += weights[weight] * gradient[to]);
         result
     }
 }
 
 fn cases() -> impl Strategy<Value = Case> {
+    cases_of(prop::array::uniform2(1_usize..20))
+}
+
+/// Channels around the number up to which they are few, on one side or on both.
+fn few_cases() -> impl Strategy<Value = Case> {
+    let few = (1_usize..6, 1_usize..40, any::<bool>());
+    cases_of(few.prop_map(|(few, other, first)| if first { [few, other] } else { [other, few] }))
+}
+
+fn cases_of(channels: impl Strategy<Value = [usize; 2]>) -> impl Strategy<Value = Case> {
     let tiled =
         (0_usize..3, 0_usize..3).prop_map(|(down, across)| Geometry::new([3, 3], [1, 1], [down, across]));
     let sides = || prop::array::uniform2(1_usize..5);
@@ -100,7 +121,7 @@ fn cases() -> impl Strategy<Value = Case> {
     });
     let shape =
         (1_usize..4, 1_usize..15, 1_usize..15).prop_map(|(images, rows, columns)| [images, rows, columns]);
-    (prop_oneof![tiled, other], prop::array::uniform2(1_usize..20), shape, any::<u64>())
+    (prop_oneof![tiled, other], channels, shape, any::<u64>())
         .prop_map(|(geometry, channels, shape, seed)| Case { geometry, channels, shape, seed })
         .prop_filter("the kernel fits", |case| {
             case.geometry.output([case.shape[1], case.shape[2]]).is_some()
@@ -117,6 +138,18 @@ fn worst(found: &[f64], expected: &[f64]) -> f64 {
 
 fn in_double<T: Real>(values: &[T]) -> Vec<f64> {
     values.iter().map(|value| value.to_f64()).collect()
+}
+
+fn backward<T: Real>(case: &Case, threads: usize, gradient: &[T]) -> Vec<T> {
+    let mut output = vec![T::from_f64(7.0); case.pixels()[0] * padded(case.channels[0])];
+    case.convolution::<T>(&[]).backward(
+        &Team::new(threads),
+        gradient,
+        case.shape,
+        &mut output,
+        After::nothing(),
+    );
+    output
 }
 
 fn forward<T: Real>(case: &Case, threads: usize, bias: &[T], after: After<'_, T>, output: &mut [T]) {
@@ -170,8 +203,79 @@ proptest! {
         prop_assert_eq!(&single, &threaded);
     }
 
+    /// Forwards and backwards, in both precisions, with one thread and with several.
     #[test]
-    fn what_comes_after_comes_after(case in cases()) {
+    fn few_channels_are_convolved_as_defined(case in few_cases()) {
+        let input = map::<f64>(case.pixels()[0], case.channels[0], case.seed ^ 1);
+        let bias = numbers::<f64>(case.channels[1], 5);
+        let expected = case.defined(&input, &bias);
+        let mut output = vec![7.0; expected.len()];
+        forward::<f64>(&case, 3, &bias, After::nothing(), &mut output);
+        prop_assert!(worst(&output, &expected) < 1e-12, "forwards: {}", worst(&output, &expected));
+
+        let bias: Vec<f32> = bias.iter().map(|&value| value as f32).collect();
+        let mut single = [vec![7.0_f32; expected.len()], vec![8.0_f32; expected.len()]];
+        forward::<f32>(&case, 1, &bias, After::nothing(), &mut single[0]);
+        forward::<f32>(&case, 3, &bias, After::nothing(), &mut single[1]);
+        prop_assert!(worst(&in_double(&single[0]), &expected) < 1e-4, "forwards, f32");
+        prop_assert_eq!(&single[0], &single[1]);
+
+        let gradient = map::<f64>(case.pixels()[1], case.channels[1], case.seed ^ 3);
+        let (found, expected) = (backward(&case, 3, &gradient), case.defined_back(&gradient));
+        prop_assert!(worst(&found, &expected) < 1e-12, "backwards: {}", worst(&found, &expected));
+        let gradient: Vec<f32> = gradient.iter().map(|&value| value as f32).collect();
+        let single = backward(&case, 1, &gradient);
+        prop_assert!(worst(&in_double(&single), &expected) < 1e-4, "backwards, f32");
+        prop_assert_eq!(&single, &backward(&case, 3, &gradient));
+    }
+
+    /// A linear layer is a kernel as large as its input.
+    #[test]
+    fn kernels_as_large_as_their_input_are_one_product(
+        size in prop::array::uniform2(1_usize..7), channels in prop::array::uniform2(1_usize..40), images in 1_usize..6,
+    ) {
+        let geometry = Geometry::new(size, [1, 1], [0, 0]);
+        let case = Case { geometry, channels, shape: [images, size[0], size[1]], seed: 9 };
+        let gradient = map::<f64>(case.pixels()[1], channels[1], 3);
+        let (found, expected) = (backward(&case, 3, &gradient), case.defined_back(&gradient));
+        prop_assert!(worst(&found, &expected) < 1e-12, "{}", worst(&found, &expected));
+        let gradient: Vec<f32> = gradient.iter().map(|&value| value as f32).collect();
+        let single = backward(&case, 1, &gradient);
+        prop_assert!(worst(&in_double(&single), &expected) < 1e-4);
+        prop_assert_eq!(&single, &backward(&case, 3, &gradient));
+    }
+
+    /// An image's first layer: alone or with others, by one thread or by three.
+    #[test]
+    fn images_of_few_channels_do_not_notice_their_batch(
+        images in 2_usize..6, first in 0_usize..2, few in 1_usize..5, side in 11_usize..30, strided in any::<bool>(),
+    ) {
+        let (size, stride) = if strided { ([3, 3], [2, 2]) } else { ([5, 5], [1, 1]) };
+        let geometry = Geometry::new(size, stride, [size[0] / 2; 2]);
+        let case = Case { geometry, channels: [few, 20], shape: [images, side, side], seed: 3 };
+        let alone = Case { shape: [1, side, side], ..case.clone() };
+        let convolution = case.convolution::<f32>(&[]);
+        let run = |case: &Case, threads: usize, input: &[f32], gradient: &[f32]| {
+            let team = Team::new(threads);
+            let mut results = [vec![0.0_f32; gradient.len()], vec![0.0_f32; input.len()]];
+            convolution.forward(&team, input, case.shape, &mut results[0], After::nothing());
+            convolution.backward(&team, gradient, case.shape, &mut results[1], After::nothing());
+            results
+        };
+        let maps = [0, 1].map(|end| map::<f32>(case.pixels()[end], case.channels[end], 1 + end as u64));
+        let parts = [0, 1].map(|end| {
+            let length = alone.pixels()[end] * padded(case.channels[end]);
+            first * length..(first + 1) * length
+        });
+        let all = run(&case, 3, &maps[0], &maps[1]);
+        let one = run(&alone, 1, &maps[0][parts[0].clone()], &maps[1][parts[1].clone()]);
+        prop_assert_eq!(&all[0][parts[1].clone()], &one[0][..]);
+        prop_assert_eq!(&all[1][parts[0].clone()], &one[1][..]);
+        prop_assert_eq!(&all, &run(&case, 1, &maps[0], &maps[1]));
+    }
+
+    #[test]
+    fn what_comes_after_comes_after(case in prop_oneof![cases(), few_cases()]) {
         let length = case.pixels()[1] * padded(case.channels[1]);
         let bias = numbers::<f32>(case.channels[1], 5);
         let other = numbers::<f32>(length, 6);

@@ -38,7 +38,7 @@ impl<'a> Journey<'a> {
             let gradients = (passed.back)(&gradients);
             for (input, gradient) in passed.inputs.iter().zip(&gradients) {
                 if input.requires_grad() {
-                    objective = objective + (input * gradient).sum(input.kind());
+                    objective = objective.g_add(&(input * gradient).sum(input.kind()));
                 }
             }
         }

@@ -77,5 +77,6 @@ pub fn busy_network(estimator: &str, channels: i64) -> Trn {
     trn.freeze()
 }
 
+#[allow(dead_code, reason = "not every test file uses it")]
 pub const ESTIMATORS: [&str; 9] =
     ["none", "restoration", "predicted", "top1", "top3", "coarse1", "coarse2", "walk-back", "learned"];

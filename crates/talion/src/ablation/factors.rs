@@ -222,7 +222,8 @@ fn mixtures(base: &TrnTraining) -> Result<Vec<Level>> {
         let budget = part.attack.as_ref().map(|(_, budget)| budget);
         budget.is_some_and(|budget| budget.norm() == Norm::Linf && budget.epsilon() <= WEAK + 1e-9)
     };
-    let without: [(&str, &dyn Fn(&Ingredient) -> bool); 3] =
+    type Keeps<'a> = &'a dyn Fn(&Ingredient) -> bool;
+    let without: [(&str, Keeps<'_>); 3] =
         [("without noise", &noise), ("without one-step", &one_step), ("without budgets to 4/255", &weak)];
     let level = |name: &str, mixture: Mixture| Level {
         name: name.to_owned(),
