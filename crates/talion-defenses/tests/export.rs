@@ -169,6 +169,12 @@ fn networks_of_other_shapes_are_exported() {
     let trn = shaken(spec);
     let graph = export(&model.graph([16, 16]).unwrap(), &trn, [16, 16]).unwrap();
     check(&graph, &model, &trn, [16, 16], "a small first pass");
+    // patterns, at the size that they were made for and at another
+    for (estimator, size) in [("none", [16, 16]), ("walk-back", [12, 17])] {
+        let trn = busy(&TrnSpec { patterns: Some([16, 16]), ..small(1) }, estimator);
+        let graph = export(&model.graph(size).unwrap(), &trn, size).unwrap();
+        check(&graph, &model, &trn, size, &format!("patterns, {estimator}, {size:?}"));
+    }
 }
 
 #[test]
