@@ -220,7 +220,7 @@ fn networks_are_trained_against_attackers_who_know_them() {
         "adaptive.safetensors",
     ];
     let report: Value = serde_json::from_str(&done(&talion(folder, &measure))).unwrap();
-    assert_eq!(report["trn"]["training"]["attacks"], "pgd-1@linf:0.1");
+    assert_eq!(report["trn"]["training"]["attacks"], "pgd-1@linf:0.1*1");
     let wrong = talion(folder, &[&train[..8], &["x.safetensors", "--attacks", "clean"]].concat());
     assert!(text(&wrong.stderr).contains("pgd-3@0.1"), "{}", text(&wrong.stderr));
 }
