@@ -67,7 +67,9 @@ fn shaken(spec: TrnSpec) -> Trn {
     tch::no_grad(|| {
         for (name, mut tensor) in trn.store().variables() {
             let noise = gaussian_noise(&tensor.size(), &[3], 1, &name, 0).squeeze_dim(0);
-            let moved = &tensor + noise * 0.05;
+            // queries of this length leave attention soft: where it is all or nothing, it magnifies how its inputs round
+            let share = if name.contains("query") { 0.1 } else { 1.0 };
+            let moved = (&tensor + noise * 0.05) * share;
             tensor.copy_(&moved);
         }
     });
@@ -89,7 +91,7 @@ fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
     let off = (found - expected).abs() / scale;
     let largest = off.max().double_value(&[]);
     let share = off.gt(1e-4).to_kind(Kind::Float).mean(None).double_value(&[]);
-    assert!(largest <= 0.02 && share <= 0.02, "{what}: off by up to {largest}, {share} of all by over 1e-4");
+    assert!(largest <= 0.02 && share <= 0.005, "{what}: off by up to {largest}, {share} of all by over 1e-4");
 }
 
 /// Runs the graph on batches of 1 and 3 and compares.
