@@ -1,5 +1,5 @@
 //! How fast the kernels are: `cargo bench -p talion-kernels`. The shapes are those of ResNet-18 on images of 32x32,
-//! and of the first layer of the small network on images of 28x28.
+//! and of the first layer of the small network on images of 28x28; gradients of weights are those of the restoration network.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use talion_kernels::{After, Convolution, Geometry, Packed, Team, padded};
@@ -41,6 +41,47 @@ fn convolutions(criterion: &mut Criterion) {
     }
 }
 
+/// The layers of the restoration network, as its training asks for them.
+fn weights_gradients(criterion: &mut Criterion) {
+    const IMAGES: usize = 64;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let team = Team::<f32>::new(threads);
+    // channels in and out, side of the input, kernel, stride
+    let layers = [
+        (16, 16, 28, 3, 1),
+        (32, 16, 28, 3, 1),
+        (32, 32, 14, 3, 1),
+        (48, 48, 7, 3, 1),
+        (16, 32, 28, 3, 2),
+        (32, 48, 14, 3, 2),
+        (1, 16, 28, 3, 1),
+        (3, 16, 32, 3, 1),
+        (16, 1, 28, 3, 1),
+        (16, 3, 32, 3, 1),
+        (32, 32, 14, 1, 1),
+    ];
+    let mut group = criterion.benchmark_group("gradient of weights");
+    for (inputs, outputs, side, kernel, stride) in layers {
+        let geometry = Geometry::new([kernel; 2], [stride; 2], [kernel / 2; 2]);
+        let taps = kernel * kernel;
+        let mut weights = vec![0.0_f32; inputs * outputs * taps];
+        let mut bias = vec![0.0_f32; outputs];
+        let layer = Convolution::new(geometry, [inputs, outputs], weights.clone(), &[]);
+        let [rows, columns] = geometry.output([side, side]).unwrap_or([0, 0]);
+        let input = vec![0.5_f32; IMAGES * side * side * padded(inputs)];
+        let gradient = vec![0.25_f32; IMAGES * rows * columns * padded(outputs)];
+        // floating-point operations of the definition
+        group
+            .throughput(Throughput::Elements((2 * IMAGES * rows * columns * inputs * outputs * taps) as u64));
+        let name = format!("{kernel}x{kernel} stride {stride}, {inputs} to {outputs} at {side}");
+        group.bench_function(BenchmarkId::new(name, threads), |bencher| {
+            let shape = [IMAGES, side, side];
+            bencher.iter(|| layer.weights_gradient(&team, &input, &gradient, shape, &mut weights, &mut bias));
+        });
+    }
+    group.finish();
+}
+
 fn products(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("product");
     for (rows, depth, columns) in [(36, 64, 64), (36, 512, 512), (96, 16, 16)] {
@@ -56,5 +97,5 @@ fn products(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, convolutions, products);
+criterion_group!(benches, convolutions, weights_gradients, products);
 criterion_main!(benches);

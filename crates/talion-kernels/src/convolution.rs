@@ -54,7 +54,7 @@ impl Geometry {
     }
 
     /// Whether tiles can be used, forwards and backwards: 3x3, every pixel, at most two zeros before the first.
-    fn tiled(&self) -> bool {
+    pub(crate) fn tiled(&self) -> bool {
         self.size == [3, 3]
             && self.stride == [1, 1]
             && self.dilation == [1, 1]
@@ -242,7 +242,7 @@ impl<T: Real> Convolution<T> {
         product.run(team, gradient, [images, 1, 1], output, [1, 1], &finish, bits);
     }
 
-    fn sides(&self, [_, rows, columns]: [usize; 3]) -> [usize; 2] {
+    pub(crate) fn sides(&self, [_, rows, columns]: [usize; 3]) -> [usize; 2] {
         match self.geometry.output([rows, columns]) {
             Some(sides) => sides,
             None => panic!("a kernel of {:?} does not fit into {rows}x{columns}", self.geometry.size),

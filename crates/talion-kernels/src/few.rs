@@ -243,12 +243,9 @@ impl<T: Real> Few<T> {
                 line.fill(T::default());
                 continue;
             }
-            let (before, rest) = line.split_at_mut(left * self.kept);
-            let (middle, after) = rest.split_at_mut(inside * self.kept);
-            before.fill(T::default());
-            after.fill(T::default());
             let at = ((image * rows + y as usize) * columns + start) * self.channels;
-            copy(&call.input[at..at + inside * self.channels], self.channels, middle, self.kept);
+            let pixels = &call.input[at..at + inside * self.channels];
+            lay_line(pixels, self.channels, line, self.kept, left);
         }
     }
 
@@ -310,6 +307,15 @@ fn dotted_weights<T: Real>(
         }
     }
     values
+}
+
+/// Lays the first `kept` channels of each pixel into a line, with `left` zeros before the first one and zeros behind the last.
+pub(crate) fn lay_line<T: Real>(pixels: &[T], channels: usize, line: &mut [T], kept: usize, left: usize) {
+    let (before, rest) = line.split_at_mut(left * kept);
+    let (middle, after) = rest.split_at_mut(pixels.len() / channels * kept);
+    before.fill(T::default());
+    after.fill(T::default());
+    copy(pixels, channels, middle, kept);
 }
 
 /// The first `kept` channels of each pixel.

@@ -12,7 +12,8 @@ its channels padded likewise. Masks have a bit an element in the same order.
 
 # Bits
 A row of a batch has the same bits whatever stands beside it, whatever the batch's size and the number of threads: every
-output is one sum, taken in one order.
+output is one sum, taken in one order. Gradients of weights ([`Convolution::weights_gradient`]), for those who train a
+network, are sums over a batch: these have the same bits for any number of threads.
 
 Everything is generic in the precision: f32 is for use, f64 for showing that the algebra is right.
 */
@@ -21,6 +22,7 @@ mod bits;
 mod convolution;
 mod few;
 mod gemm;
+mod outer;
 mod patches;
 mod pointwise;
 mod pooling;
@@ -29,6 +31,7 @@ mod simd;
 mod streams;
 mod team;
 mod threads;
+mod weights;
 mod winograd;
 
 pub use bits::{After, Rectify, Sum, mask_bytes};

@@ -94,6 +94,17 @@ impl Case {
         self.each_product(|weight, from, to| result[from] += weights[weight] * gradient[to]);
         result
     }
+
+    /// The definition of the gradients of weights and bias.
+    fn defined_weights(&self, input: &[f64], gradient: &[f64]) -> [Vec<f64>; 2] {
+        let mut weights = vec![0.0; self.weights::<f64>().len()];
+        self.each_product(|weight, from, to| weights[weight] += input[from] * gradient[to]);
+        let mut bias = vec![0.0; self.channels[1]];
+        for pixel in gradient.chunks_exact(padded(self.channels[1])) {
+            bias.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
+        }
+        [weights, bias]
+    }
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -150,6 +161,14 @@ fn backward<T: Real>(case: &Case, threads: usize, gradient: &[T]) -> Vec<T> {
         After::nothing(),
     );
     output
+}
+
+fn weights_gradient<T: Real>(case: &Case, threads: usize, [input, gradient]: &[Vec<T>; 2]) -> [Vec<T>; 2] {
+    let lengths = [case.weights::<T>().len(), case.channels[1]];
+    let [mut weights, mut bias] = lengths.map(|length| vec![T::from_f64(7.0); length]);
+    let convolution = case.convolution::<T>(&[]);
+    convolution.weights_gradient(&Team::new(threads), input, gradient, case.shape, &mut weights, &mut bias);
+    [weights, bias]
 }
 
 fn forward<T: Real>(case: &Case, threads: usize, bias: &[T], after: After<'_, T>, output: &mut [T]) {
@@ -227,6 +246,26 @@ proptest! {
         let single = backward(&case, 1, &gradient);
         prop_assert!(worst(&in_double(&single), &expected) < 1e-4, "backwards, f32");
         prop_assert_eq!(&single, &backward(&case, 3, &gradient));
+    }
+
+    /// Whatever padding channels hold, in both precisions, with one thread and with several.
+    #[test]
+    fn weights_have_the_defined_gradient(case in prop_oneof![cases(), few_cases()], filled in any::<bool>()) {
+        let maps = [0, 1].map(|end| {
+            let (pixels, channels, seed) = (case.pixels()[end], case.channels[end], case.seed ^ (1 + end as u64));
+            if filled { numbers::<f64>(pixels * padded(channels), seed) } else { map(pixels, channels, seed) }
+        });
+        let expected = case.defined_weights(&maps[0], &maps[1]);
+        let found = weights_gradient(&case, 2, &maps);
+        let single = maps.map(|map| map.iter().map(|&value| value as f32).collect::<Vec<_>>());
+        let [one, three] = [1, 3].map(|threads| weights_gradient(&case, threads, &single));
+        for (part, expected) in expected.iter().enumerate() {
+            prop_assert!(worst(&found[part], expected) < 1e-11, "f64: {}", worst(&found[part], expected));
+            // what cancels in a sum of few weights leaves its error behind
+            let error = worst(&in_double(&one[part]), expected);
+            prop_assert!(error < 1e-4, "f32: {error}");
+        }
+        prop_assert_eq!(one, three);
     }
 
     /// A linear layer is a kernel as large as its input.

@@ -5,6 +5,10 @@
 //! infinity in both directions; products are taken there, and the result is interpolated. With the customary points 0, 1, -1,
 //! 2 and -2 the error in f32 is twice as large; these are as easy on a processor, since they and their powers are exact.
 
+mod weights;
+
+pub(crate) use weights::Tiles;
+
 use crate::{
     LANES, Real,
     bits::{Finish, Target, lanes, lanes_mut},
