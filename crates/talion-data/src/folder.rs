@@ -15,9 +15,10 @@ use crate::{
 };
 
 /// Wider or higher images are no input of an image classifier, and refusing them bounds what a file can allocate.
-const MAX_SIDE: u32 = 4096;
+pub(crate) const MAX_SIDE: u32 = 4096;
 
-/// Loads `dir`/`split` if there is such a sub-folder, else `dir` itself.
+/// Loads `dir`/`split` if there is such a sub-folder, else `dir` itself: the first image of every class, then the second of
+/// every class, and so on, since what is measured on the first images of a data set should not be measured on one class.
 pub(crate) fn load(dir: &Path, split: Split) -> Result<Dataset> {
     if !dir.is_dir() {
         let advice = "give a folder that has a sub-folder of PNG or JPEG images for each class".into();
@@ -40,6 +41,8 @@ struct Picture {
     path: PathBuf,
     image: DynamicImage,
     label: i64,
+    /// Among the images of its class.
+    place: usize,
 }
 
 fn class_folders(root: &Path) -> Result<Vec<Class>> {
@@ -84,14 +87,15 @@ fn format_of(path: &Path) -> Option<ImageFormat> {
 fn decode_all(classes: &[Class]) -> Result<Vec<Picture>> {
     let mut pictures: Vec<Picture> = Vec::new();
     for (label, class) in classes.iter().enumerate() {
-        for path in &class.files {
+        for (place, path) in class.files.iter().enumerate() {
             let image = decode(&read::file(path)?, path)?;
             if let Some(first) = pictures.first() {
                 same_size(first, &image, path)?;
             }
-            pictures.push(Picture { path: path.clone(), image, label: label as i64 });
+            pictures.push(Picture { path: path.clone(), image, label: label as i64, place });
         }
     }
+    pictures.sort_by_key(|picture| (picture.place, picture.label));
     Ok(pictures)
 }
 
@@ -191,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_and_files_come_in_the_order_of_their_names() {
+    fn classes_take_turns_with_their_files_in_the_order_of_their_names() {
         let root = root_with(&["dog", "cat"]);
         save(&root, "dog/1.png", RgbImage::from_pixel(3, 2, Rgb([1, 2, 3])));
         save(&root, "cat/b.png", RgbImage::from_pixel(3, 2, Rgb([4, 5, 6])));
@@ -201,9 +205,10 @@ mod tests {
         fs::write(root.path().join(".hidden"), "").unwrap();
         let data = load(root.path(), Split::Test).unwrap();
         assert_eq!(data.class_names(), ["cat", "dog"]);
-        assert_eq!(data.labels(), [0, 0, 0, 1]);
+        assert_eq!(data.labels(), [0, 1, 0, 0]);
         assert_eq!((data.channels(), data.height(), data.width()), (3, 2, 3));
-        assert_eq!(data.image_bytes(1).unwrap(), [[4; 6], [5; 6], [6; 6]].concat());
+        assert_eq!(data.image_bytes(1).unwrap(), [[1; 6], [2; 6], [3; 6]].concat());
+        assert_eq!(data.image_bytes(2).unwrap(), [[4; 6], [5; 6], [6; 6]].concat());
         assert_eq!(data.image_bytes(0).unwrap(), [0; 18]);
     }
 

@@ -30,6 +30,7 @@ mod sample;
 mod sheet;
 mod svhn;
 mod write;
+mod write_folder;
 
 pub use augment::Augmentation;
 pub use dataset::{Dataset, DatasetParts, Split};
@@ -40,3 +41,4 @@ pub use load::{data_root, load};
 pub use names::{DatasetName, DatasetSpec};
 pub use sample::fashion_mnist_sample;
 pub use sheet::{SheetOptions, contact_sheet, write_contact_sheet};
+pub use write_folder::write_folder;

@@ -192,6 +192,20 @@ fn images_are_exported_and_smallest_changes_are_found() {
     assert_eq!(tensors.tensor("images").unwrap().shape(), [7, 1, 28, 28]);
     assert_eq!(tensors.tensor("labels").unwrap().shape(), [7]);
 
+    // as pictures, larger, they are a data set of their own
+    let export =
+        ["data", "export", "fashion-mnist-sample", "--images", "20", "--folder", "large", "--side", "40"];
+    let output = talion(folder.path(), &export);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = talion(folder.path(), &["data", "info", "folder:large", "--json"]);
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        [&info["images"], &info["height"], &info["width"]].map(serde_json::Value::as_u64),
+        [Some(20), Some(40), Some(40)]
+    );
+    let again = talion(folder.path(), &export);
+    assert!(text(&again.stderr).contains("there already"), "{}", text(&again.stderr));
+
     // within a budget that holds every image, an attack that stops at the first error goes farther than one that does not
     let largest = |whole: &[&str]| {
         let attack =

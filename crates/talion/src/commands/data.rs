@@ -3,7 +3,7 @@
 use std::{
     error::Error,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, Subcommand};
@@ -11,8 +11,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use talion_core::{Archive, Tensors};
 use talion_data::{
-    DatasetInfo, DatasetName, DatasetSpec, FetchReport, Progress, SheetOptions, Split, data_root, fetch,
-    load, write_contact_sheet,
+    Dataset, DatasetInfo, DatasetName, DatasetSpec, FetchReport, Progress, SheetOptions, Split, data_root,
+    fetch, load, write_contact_sheet, write_folder,
 };
 use tch::{Device, Tensor};
 
@@ -85,12 +85,16 @@ struct InfoArgs {
     per_class: usize,
 }
 
-/// Write images as one safetensors file, for programs in other languages
+/// Write images as one safetensors file, for programs in other languages, or as a folder of pictures
 ///
 /// The file holds `images` (f32, [N, C, H, W], from 0 to 1), `labels` (i64, [N]) and `ids` (i64, [N]: places in the official
-/// split), the first images of the split in their official order.
+/// split), the first images of the split in their official order. The folder holds PNG files, FOLDER/SPLIT/CLASS/ID.png, which
+/// folder:FOLDER reads as a data set again; with --side at another size.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  talion data export fashion-mnist --images 1000 -o images.safetensors")]
+#[command(after_help = "\
+Examples:
+  talion data export fashion-mnist --images 1000 -o images.safetensors
+  talion data export fashion-mnist --split train --folder large --side 64")]
 struct ExportArgs {
     /// The data set: NAME, NAME:DIR, folder:DIR or fashion-mnist-sample
     #[arg(value_name = "DATASET")]
@@ -104,9 +108,17 @@ struct ExportArgs {
     #[arg(long)]
     images: Option<usize>,
 
-    /// Where to write
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    /// Write this file
+    #[arg(short, long, value_name = "FILE", required_unless_present = "folder")]
+    output: Option<PathBuf>,
+
+    /// Write pictures into this folder
+    #[arg(long, value_name = "FOLDER", conflicts_with = "output")]
+    folder: Option<PathBuf>,
+
+    /// Resize the pictures: pixels of their shorter side
+    #[arg(long, value_name = "PIXELS", requires = "folder")]
+    side: Option<u32>,
 }
 
 /// Runs `talion data`. Results go to standard output, as JSON if `json`; progress goes to standard error.
@@ -152,7 +164,28 @@ struct ExportHeader {
 
 fn run_export(args: &ExportArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let data = load(&args.dataset, args.split, None)?;
-    let samples = Samples::first(&data, args.images.unwrap_or(data.len()), Device::Cpu)?;
+    let (count, output) = match (&args.folder, &args.output) {
+        (Some(folder), _) => (export_folder(args, &data, folder)?, folder),
+        (None, Some(file)) => (export_file(args, &data, file)?, file),
+        // clap asks for one of them
+        (None, None) => return Err("name a file (-o) or a folder (--folder)".into()),
+    };
+    print(&if json {
+        serde_json::json!({ "output": output, "images": count }).to_string()
+    } else {
+        format!("{count} images of {} written to {}", data.name(), output.display())
+    })
+}
+
+fn export_folder(args: &ExportArgs, data: &Dataset, folder: &Path) -> Result<usize, Box<dyn Error>> {
+    let count = args.images.unwrap_or(data.len());
+    let first: Vec<usize> = (0..count).collect();
+    write_folder(&data.subset(&first)?, folder, args.side)?;
+    Ok(count)
+}
+
+fn export_file(args: &ExportArgs, data: &Dataset, file: &Path) -> Result<usize, Box<dyn Error>> {
+    let samples = Samples::first(data, args.images.unwrap_or(data.len()), Device::Cpu)?;
     let ids: Vec<i64> = samples.ids.iter().map(|id| id.cast_signed()).collect();
     let header = ExportHeader {
         kind: "images".into(),
@@ -166,12 +199,8 @@ fn run_export(args: &ExportArgs, json: bool) -> Result<(), Box<dyn Error>> {
         ("labels".to_owned(), samples.labels),
         ("ids".to_owned(), Tensor::from_slice(&ids)),
     ]);
-    Archive { header, tensors }.save(&args.output)?;
-    print(&if json {
-        serde_json::json!({ "output": args.output, "images": ids.len() }).to_string()
-    } else {
-        format!("{} images of {} written to {}", ids.len(), data.name(), args.output.display())
-    })
+    Archive { header, tensors }.save(file)?;
+    Ok(ids.len())
 }
 
 /// Prints a result that is already in words.
