@@ -60,6 +60,7 @@ impl Run<'_> {
         let sources = TrnSources {
             architecture: "cnn-small-w8".into(),
             classifier: self.classifier,
+            others: &[],
             data: self.data,
             first: self.first,
             snapshot: self.snapshot,

@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, path::Path};
 
 use talion_attacks::{Attack, AttackSpec, Batch, predict_all};
-use talion_core::{Budget, Error, Objective};
+use talion_core::{Budget, Classifier, Error, Objective};
 use talion_data::{Augmentation, Dataset, fashion_mnist_sample};
 use talion_defenses::{
     Defended, GradientMode, Trn, TrnSpec,
@@ -16,8 +16,12 @@ use talion_models::{
 use tch::{Device, Kind, Tensor};
 
 fn classifier(data: &Dataset) -> Model {
+    classifier_of("cnn-small-w8", data)
+}
+
+fn classifier_of(architecture: &str, data: &Dataset) -> Model {
     let config = ClassifierTraining {
-        architecture: "cnn-small-w8".parse().unwrap(),
+        architecture: architecture.parse().unwrap(),
         epochs: 12,
         batch_size: 32,
         peak_rate: 0.05,
@@ -44,8 +48,10 @@ fn config(estimator: &str) -> TrnTraining {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Run<'a> {
     classifier: &'a Model,
+    others: &'a [&'a dyn Classifier],
     data: &'a Dataset,
     first: Option<&'a Trn>,
     snapshot: Option<&'a Path>,
@@ -57,6 +63,7 @@ impl Run<'_> {
         let sources = TrnSources {
             architecture: self.classifier.card().spec.architecture.to_string(),
             classifier: self.classifier,
+            others: self.others,
             data: self.data,
             first: self.first,
             snapshot: self.snapshot,
@@ -77,8 +84,14 @@ fn a_network_learns_to_restore_what_an_attack_broke() {
     let data = fashion_mnist_sample().unwrap();
     let classifier = classifier(&data);
     let folder = tempfile::tempdir().unwrap();
-    let run =
-        Run { classifier: &classifier, data: &data, first: None, snapshot: None, cache: Some(folder.path()) };
+    let run = Run {
+        classifier: &classifier,
+        others: &[],
+        data: &data,
+        first: None,
+        snapshot: None,
+        cache: Some(folder.path()),
+    };
     let mut losses = Vec::new();
     let one_stream = run.train(&config("none"), None, &mut losses).unwrap();
     let first = losses[..3].iter().sum::<f64>() / 3.0;
@@ -122,7 +135,8 @@ fn an_interrupted_run_ends_as_an_uninterrupted_one() {
     let classifier = classifier(&data);
     let folder = tempfile::tempdir().unwrap();
     let snapshot = folder.path().join("run.snapshot");
-    let plain = Run { classifier: &classifier, data: &data, first: None, snapshot: None, cache: None };
+    let plain =
+        Run { classifier: &classifier, others: &[], data: &data, first: None, snapshot: None, cache: None };
     let config = TrnTraining { pool: 64, replays: 2, rounds: 3, ..config("predicted") };
     let whole = plain.train(&config, None, &mut Vec::new()).unwrap();
     let kept = Run { snapshot: Some(&snapshot), ..plain };
@@ -135,10 +149,37 @@ fn an_interrupted_run_ends_as_an_uninterrupted_one() {
 }
 
 #[test]
+fn a_network_is_trained_for_several_classifiers() {
+    let data = fashion_mnist_sample().unwrap();
+    let (classifier, other) = (classifier(&data), classifier_of("cnn-small-w16", &data));
+    let others: [&dyn Classifier; 1] = [&other];
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Some(folder.path());
+    let alone = Run { classifier: &classifier, others: &[], data: &data, first: None, snapshot: None, cache };
+    let run = Run { others: &others, ..alone };
+    let short = |estimator| TrnTraining { pool: 64, replays: 2, rounds: 3, ..config(estimator) };
+    let both = run.train(&short("predicted"), None, &mut Vec::new()).unwrap();
+    let one = alone.train(&short("predicted"), None, &mut Vec::new()).unwrap();
+    assert_ne!(both.tensors(), one.tensors());
+
+    // what a run keeps is of no use to one for other classifiers
+    let snapshot = folder.path().join("run.snapshot");
+    let kept = Run { snapshot: Some(&snapshot), ..run };
+    assert!(matches!(kept.train(&short("predicted"), Some(10), &mut Vec::new()), Err(Error::Interrupted)));
+    let stranger = Run { snapshot: Some(&snapshot), ..alone };
+    assert!(stranger.train(&short("predicted"), None, &mut Vec::new()).is_err());
+    assert_eq!(kept.train(&short("predicted"), None, &mut Vec::new()).unwrap().tensors(), both.tensors());
+
+    let refused = run.train(&short("learned"), None, &mut Vec::new()).err().unwrap().to_string();
+    assert!(refused.contains("learns from one classifier"), "{refused}");
+}
+
+#[test]
 fn learned_weights_are_trained_together_with_the_network() {
     let data = fashion_mnist_sample().unwrap();
     let classifier = classifier(&data);
-    let run = Run { classifier: &classifier, data: &data, first: None, snapshot: None, cache: None };
+    let run =
+        Run { classifier: &classifier, others: &[], data: &data, first: None, snapshot: None, cache: None };
     let config = TrnTraining { pool: 64, replays: 2, rounds: 2, ..config("learned") };
     let trn = run.train(&config, None, &mut Vec::new()).unwrap();
     let name = "estimator.output.weight";
@@ -150,7 +191,8 @@ fn learned_weights_are_trained_together_with_the_network() {
 fn training_refuses_the_oracle_and_impossible_settings() {
     let data = fashion_mnist_sample().unwrap();
     let classifier = classifier(&data);
-    let run = Run { classifier: &classifier, data: &data, first: None, snapshot: None, cache: None };
+    let run =
+        Run { classifier: &classifier, others: &[], data: &data, first: None, snapshot: None, cache: None };
     let refused = |config: TrnTraining| run.train(&config, None, &mut Vec::new()).err().unwrap().to_string();
     assert!(refused(config("oracle")).contains("for diagnosis"));
     assert!(refused(config("walk-back")).contains("first pass"));

@@ -70,13 +70,14 @@ fn exhibit(
     let clean = subjects.images.narrow(0, row as i64, 1);
     let truth = subjects.labels.int64_value(&[row as i64]);
     let device = entrant.classifier.device();
+    // a contender may be a classifier in the place of another one, which restores nothing
     let (map, restored) = match entrant.defence {
         Some(defence) => {
             let images = adversarial.to_device(device);
             let defended = Defended::new(entrant.classifier, defence, GradientMode::Exact)?;
-            (defence.gradient_map(entrant.classifier, &images), defended.restore(&images))
+            (defence.gradient_map(entrant.classifier, &images), Some(defended.restore(&images)))
         }
-        None => (None, adversarial.shallow_clone()),
+        None => (None, None),
     };
     let names = &facts.config.class_names;
     let name = |class: i64| names.get(class as usize).cloned().unwrap_or_else(|| class.to_string());
@@ -91,14 +92,17 @@ fn exhibit(
         Ok(Tile { title: title.into(), png: png(&grey)?, verdict: None, right: None })
     };
     let mut tiles = vec![said("clean", &clean)?, said("adversarial", &adversarial)?];
+    let mut right = tiles.last().and_then(|tile| tile.right) == Some(true);
     if let Some(map) = &map {
         tiles.push(signed("gradient map", map, 1.0)?);
     }
-    let last = said("restored", &restored)?;
-    let right = last.right == Some(true);
-    tiles.push(last);
-    let difference = adversarial.to_device(Device::Cpu) - restored.to_device(Device::Cpu);
-    tiles.push(signed("adversarial - restored", &difference, FULL_DIFFERENCE)?);
+    if let Some(restored) = &restored {
+        let last = said("restored", restored)?;
+        right = last.right == Some(true);
+        tiles.push(last);
+        let difference = adversarial.to_device(Device::Cpu) - restored.to_device(Device::Cpu);
+        tiles.push(signed("adversarial - restored", &difference, FULL_DIFFERENCE)?);
+    }
     Ok(Exhibit {
         id: subjects.ids.get(row).copied().unwrap_or_default(),
         experiment: format!(

@@ -105,14 +105,29 @@ fn protocols_take_other_defences() {
     let folder = folder.path();
     common::networks(folder);
     let measure = [
-        &["--json", "evaluate", "--images", "2", "--adaptive-images", "2", "--run", "run"][..],
+        &["--json", "evaluate", "--images", "12", "--adaptive-images", "2", "--run", "run"][..],
         &PAIR,
-        &["--defence", "bits-3"],
+        &["--defence", "bits-3", "--defence", "instead=other"],
     ]
     .concat();
     let summary = done(&talion(folder, &measure));
     assert!(summary.contains("bits-3") && summary.contains("3 bits"), "{summary}");
     assert!(folder.join("run/report.html").exists());
+
+    // a classifier in the place of another one restores nothing
+    let gallery = std::fs::read(folder.join("run/gallery.json")).unwrap();
+    let gallery: Vec<Value> = serde_json::from_slice(&gallery).unwrap();
+    let titles = |contender: &str| -> Vec<Vec<&str>> {
+        let own = gallery.iter().filter(|exhibit| exhibit["contender"] == contender);
+        own.map(|exhibit| {
+            let tiles = exhibit["tiles"].as_array().unwrap();
+            tiles.iter().map(|tile| tile["title"].as_str().unwrap()).collect()
+        })
+        .collect()
+    };
+    assert!(!titles("bits-3").is_empty() && !titles("instead").is_empty(), "{gallery:?}");
+    assert!(titles("bits-3").iter().all(|titles| titles.contains(&"restored")));
+    assert!(titles("instead").iter().all(|titles| titles[..] == ["clean", "adversarial"]));
 }
 
 #[test]

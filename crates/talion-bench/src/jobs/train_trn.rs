@@ -29,6 +29,7 @@ pub fn run(job: &TrainTrn, loaded: &Loaded) -> Result<Report> {
     let config = config(job, trn);
     let sources = TrnSources {
         classifier: model,
+        others: &[],
         architecture: model.card().spec.architecture.to_string(),
         data: &data,
         first: first.as_ref(),

@@ -14,7 +14,7 @@ use super::{Mixture, TrnSources, course::Course, patterns::Patterns};
 use crate::{
     defended::{Defended, GradientMode},
     gradient_map::{EstimatorSpec, MapGraph},
-    trn::{Trn, TrnSpec},
+    trn::{Lesson, Trn, TrnSpec},
 };
 
 /// What a network is punished for that is attacked itself.
@@ -203,6 +203,9 @@ pub fn train_adaptive(
     observe: &mut Observer<'_>,
 ) -> Result<Trn> {
     config.validate()?;
+    if !sources.others.is_empty() {
+        return Err(Error::Refused("adaptive training defends one classifier at a time".into()));
+    }
     let (train, validation) =
         sources.data.split_validation(config.validation, config.split_seed).map_err(Error::other)?;
     if train.len() < config.batch_size {
@@ -250,7 +253,7 @@ impl<'a> Trainer<'a> {
             load_variables(trn.store(), &warm.tensors())?;
         }
         let started = warm.map(|warm| warm.card().training.clone());
-        let run = json!({ "config": config, "sources": sources.identity(train)?, "warm": started });
+        let run = json!({ "config": config, "sources": sources.identities(train)?, "warm": started });
         let snapshot = Snapshot::new(sources.snapshot, run);
         let measured = MEASURED.map(str::to_owned).to_vec();
         let course = Course::new(trn.store(), (config.weight_decay, config.average), snapshot, measured);
@@ -304,8 +307,9 @@ impl<'a> Trainer<'a> {
         let config = self.config;
         let batch = self.batch(train, step)?;
         let attacked = self.attacked(&batch, step)?;
-        let loss = self.loss(&batch, &attacked);
-        let mut gradient = self.course.parameters.gradient(&loss);
+        let lesson = Lesson::new();
+        let loss = self.loss(&batch, &attacked, &lesson);
+        let mut gradient = lesson.gradient(&self.course.parameters, &loss);
         if let Some(size) = config.weight_perturbation {
             gradient = self.gradient_at_worse_weights(&gradient, size, &batch, &attacked);
         }
@@ -396,7 +400,7 @@ impl<'a> Trainer<'a> {
         attack.perturb(&victim, &batch)
     }
 
-    fn loss(&self, batch: &Images, attacked: &Tensor) -> Tensor {
+    fn loss<'b>(&'b self, batch: &Images, attacked: &Tensor, lesson: &Lesson<'b>) -> Tensor {
         let weights = self.config.losses;
         // clean images cost as much as attacked ones: they are restored only where a loss asks for them
         let halves = match weights.clean > 0.0 || weights.divergence > 0.0 {
@@ -405,7 +409,7 @@ impl<'a> Trainer<'a> {
         };
         let shown = Tensor::cat(&halves, 0);
         let prepared = self.trn.prepare(self.classifier, &shown, MapGraph::Constant, None);
-        let change = self.trn.change(&shown, &prepared);
+        let change = lesson.change(&self.trn, &shown, &prepared);
         let restored = self.trn.apply(&shown, &change);
         let clean = Tensor::cat(&vec![&batch.images; halves.len()], 0);
         let pixel = restored.l1_loss(&clean, Reduction::Mean);
@@ -449,8 +453,9 @@ impl<'a> Trainer<'a> {
         let current = self.course.parameters.flat().copy();
         let moved = &current + self.course.parameters.relative(gradient) * size;
         self.course.parameters.assign(&moved);
-        let loss = self.loss(batch, attacked);
-        let gradient = self.course.parameters.gradient(&loss);
+        let lesson = Lesson::new();
+        let loss = self.loss(batch, attacked, &lesson);
+        let gradient = lesson.gradient(&self.course.parameters, &loss);
         self.course.parameters.assign(&current);
         gradient
     }

@@ -5,6 +5,7 @@ mod adaptive;
 mod config;
 mod course;
 mod mixture;
+mod panel;
 mod patterns;
 mod pool;
 mod sources;

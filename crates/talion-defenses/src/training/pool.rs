@@ -7,7 +7,7 @@ use talion_attacks::{Attack, Batch, Sees};
 use talion_core::{Archive, Classifier, Error, Objective, Result, Tensors};
 use tch::{Kind, Tensor};
 
-use super::Mixture;
+use super::{Mixture, panel::Group};
 use crate::{
     gradient_map::MapGraph,
     trn::{Change, Prepared, Trn},
@@ -20,13 +20,28 @@ pub(super) struct Clean {
     pub ids: Vec<u64>,
 }
 
+impl Clean {
+    /// Those that belong to one classifier, which `owners` says of every image.
+    pub(super) fn of(&self, group: &Group<'_>, place: usize, owners: &Tensor) -> Result<Self> {
+        let owners = Vec::<i64>::try_from(owners)?;
+        let ids = self.ids.iter().zip(owners).filter(|(_, owner)| *owner == place as i64);
+        Ok(Self {
+            images: group.of(&self.images),
+            labels: group.of(&self.labels),
+            ids: ids.map(|(id, _)| *id).collect(),
+        })
+    }
+}
+
 /// Images attacked, restored once and mapped where the network wants it.
 pub(super) struct Pool {
     /// What restoration should give back: the clean images, and noisy ones as they are.
     pub clean: Tensor,
     pub labels: Tensor,
+    /// Which classifier each image belongs to, `[N]`.
+    pub owners: Tensor,
     pub attacked: Tensor,
-    /// The classifier's probabilities for the clean images.
+    /// Their classifiers' probabilities for the clean images.
     pub answers: Tensor,
     /// First pass and maps; empty where these are trained and have to be made in every step.
     pub prepared: Prepared,
@@ -125,12 +140,12 @@ pub(super) fn merely_noisy(mixture: &Mixture, seed: u64, round: u64, ids: &[u64]
 }
 
 impl Pool {
-    /// Computes what does not change during training.
+    /// Computes what does not change during training, for images that all belong to one classifier, the one in this `place`.
     ///
     /// Noise is no attack: nothing in it can be undone, and a network that tries puts something into the image that was
     /// never there. Images that are `noisy` (`[N]`, boolean) are their own targets, and clean for the gate.
     pub(super) fn new(
-        classifier: &dyn Classifier,
+        (place, classifier): (usize, &dyn Classifier),
         trn: &Trn,
         clean: Clean,
         attacked: Tensor,
@@ -158,11 +173,30 @@ impl Pool {
         let noisy = noisy.to_device(attacked.device()).view([-1, 1, 1, 1]);
         Ok(Self {
             clean: attacked.where_self(&noisy, &clean.images),
+            owners: clean.labels.full_like(place as i64),
             labels: clean.labels,
             attacked,
             answers: Tensor::cat(&answers, 0),
-            prepared: joined(&prepared),
+            prepared: joined(&prepared.iter().collect::<Vec<_>>()),
         })
+    }
+
+    /// The images of every classifier, back in the order in which `owners` names them.
+    pub(super) fn gathered(mut parts: Vec<Self>, owners: &Tensor) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let join = |field: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(field).collect::<Vec<_>>(), 0);
+        let joined = Self {
+            clean: join(|part| &part.clean),
+            labels: join(|part| &part.labels),
+            owners: join(|part| &part.owners),
+            attacked: join(|part| &part.attacked),
+            answers: join(|part| &part.answers),
+            prepared: joined(&parts.iter().map(|part| &part.prepared).collect::<Vec<_>>()),
+        };
+        let order = owners.argsort_stable(true, 0, false);
+        joined.select(&order.argsort(0, false))
     }
 
     /// Number of images.
@@ -176,6 +210,7 @@ impl Pool {
         Self {
             clean: rows(&self.clean),
             labels: rows(&self.labels),
+            owners: rows(&self.owners),
             attacked: rows(&self.attacked),
             answers: rows(&self.answers),
             prepared: Prepared {
@@ -187,9 +222,9 @@ impl Pool {
     }
 }
 
-fn joined(parts: &[Prepared]) -> Prepared {
+fn joined(parts: &[&Prepared]) -> Prepared {
     let join = |field: fn(&Prepared) -> Option<&Tensor>| {
-        let tensors: Vec<&Tensor> = parts.iter().filter_map(field).collect();
+        let tensors: Vec<&Tensor> = parts.iter().copied().filter_map(field).collect();
         (!tensors.is_empty()).then(|| Tensor::cat(&tensors, 0))
     };
     Prepared {
@@ -243,7 +278,7 @@ mod tests {
         let go_on = &mut |_, _| ControlFlow::Continue(());
         let attacked = attack(&classifier, &clean, &mixture, 1, 0, None, go_on).unwrap();
         let noisy = merely_noisy(&mixture, 1, 0, &ids);
-        let pool = Pool::new(&classifier, &trn, clean, attacked, &noisy, go_on).unwrap();
+        let pool = Pool::new((0, &classifier), &trn, clean, attacked, &noisy, go_on).unwrap();
         let differ = |first: &Tensor, second: &Tensor| {
             let moved = (first - second).abs().amax([1_i64, 2, 3].as_slice(), false).gt(0.0);
             Vec::<bool>::try_from(moved).unwrap()

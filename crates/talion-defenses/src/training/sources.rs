@@ -13,7 +13,9 @@ use crate::trn::{Trn, TrnCard, TrnSpec};
 pub struct TrnSources<'a> {
     /// The classifier to defend, frozen.
     pub classifier: &'a dyn Classifier,
-    /// What the classifier is, for the network's card.
+    /// Further classifiers to defend at the same time, frozen; only [`super::train_trn`] takes them.
+    pub others: &'a [&'a dyn Classifier],
+    /// What the classifiers are, for the network's card.
     pub architecture: String,
     /// The whole training split; validation images are set aside from it.
     pub data: &'a Dataset,
@@ -52,9 +54,13 @@ impl TrnSources<'_> {
         Ok(trn)
     }
 
-    /// What tells this classifier and these data from others, `train` being the images that are trained on.
-    pub(super) fn identity(&self, train: &Dataset) -> Result<serde_json::Value> {
-        Ok(json!({ "data": self.data.sha256(), "classifier": fingerprint(self.classifier, train)? }))
+    /// What tells these data and each classifier from others, `train` being the images that are trained on: one value a
+    /// classifier, the first one's first.
+    pub(super) fn identities(&self, train: &Dataset) -> Result<Vec<serde_json::Value>> {
+        let identity = |classifier: &dyn Classifier| {
+            Ok(json!({ "data": self.data.sha256(), "classifier": fingerprint(classifier, train)? }))
+        };
+        std::iter::once(&self.classifier).chain(self.others).map(|classifier| identity(*classifier)).collect()
     }
 }
 

@@ -11,10 +11,14 @@ use tch::{Kind, Reduction, Tensor};
 use super::{
     Mixture, TrnTraining,
     course::Course,
+    panel::Panel,
     pool::{Clean, Pool, attack, merely_noisy},
     sources::TrnSources,
 };
-use crate::{gradient_map::MapGraph, trn::Trn};
+use crate::{
+    gradient_map::MapGraph,
+    trn::{Lesson, Trn},
+};
 
 /// Steps between two reports; the loss is only read from the device then.
 const REPORT_EVERY: u64 = 10;
@@ -48,10 +52,12 @@ pub fn train_trn(config: &TrnTraining, sources: &TrnSources<'_>, observe: &mut O
 
 struct Trainer<'a> {
     config: &'a TrnTraining,
+    /// The first classifier of the panel.
     classifier: &'a dyn Classifier,
+    panel: Panel<'a>,
     cache: Option<PathBuf>,
-    /// Tells classifier and data apart in the names of cached files.
-    identity: serde_json::Value,
+    /// Tell each classifier and the data apart in the keys of cached files.
+    identities: Vec<serde_json::Value>,
     trn: Trn,
     course: Course,
     steps_per_replay: u64,
@@ -59,19 +65,26 @@ struct Trainer<'a> {
 
 impl<'a> Trainer<'a> {
     fn new(config: &'a TrnTraining, sources: &TrnSources<'a>, train: &Dataset) -> Result<Self> {
-        let classifier = sources.classifier;
+        let panel = Panel::new(sources, config.seed)?;
+        if panel.is_several() && config.spec.estimator.trainable() {
+            return Err(Error::Refused(format!(
+                "the estimator {} learns from one classifier; it cannot be trained for several",
+                config.spec.estimator
+            )));
+        }
         let trn =
             sources.network(&config.spec, config.seed, serde_json::to_value(config).unwrap_or_default())?;
-        let identity = sources.identity(train)?;
-        let run = json!({ "config": config, "sources": identity });
+        let identities = sources.identities(train)?;
+        let run = json!({ "config": config, "sources": identities });
         let measured = MEASURED.iter().map(|(name, _)| (*name).to_owned()).collect();
         let snapshot = Snapshot::new(sources.snapshot, run);
         let course = Course::new(trn.store(), (config.weight_decay, config.average), snapshot, measured);
         Ok(Self {
             config,
-            classifier,
+            classifier: sources.classifier,
+            panel,
             cache: sources.cache.map(Into::into),
-            identity,
+            identities,
             trn,
             course,
             steps_per_replay: (config.pool / config.batch_size) as u64,
@@ -113,7 +126,7 @@ impl<'a> Trainer<'a> {
             }
             if round_ends {
                 let epoch = step / steps_per_round;
-                let mut metrics = self.measure(epoch, examined);
+                let mut metrics = self.measure(epoch, examined)?;
                 metrics.extend(undefended.iter().map(|(name, value)| (name.clone(), *value)));
                 self.course.tell(observe, step, &Event::Validated { epoch, step, metrics })?;
             } else {
@@ -141,19 +154,21 @@ impl<'a> Trainer<'a> {
         let rows = &order[place * config.batch_size..(place + 1) * config.batch_size];
         let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let batch = pool.select(&Tensor::from_slice(&rows).to_device(self.classifier.device()));
-        let loss = self.loss(&batch);
-        let gradient = self.course.parameters.gradient(&loss);
+        let lesson = Lesson::new();
+        let loss = self.loss(&batch, &lesson);
+        let gradient = lesson.gradient(&self.course.parameters, &loss);
         self.course.step(&gradient, one_cycle(step, total, config.peak_rate, config.warmup), step);
         loss.detach()
     }
 
-    fn loss(&self, batch: &Pool) -> Tensor {
+    fn loss<'b>(&'b self, batch: &Pool, lesson: &Lesson<'b>) -> Tensor {
         let images = &batch.attacked;
         let change = if self.config.spec.estimator.trainable() {
             let graph = MapGraph::Differentiable;
-            self.trn.change(images, &self.trn.prepare(self.classifier, images, graph, None))
+            let prepared = self.trn.prepare(self.classifier, images, graph, None);
+            lesson.change(&self.trn, images, &prepared)
         } else {
-            self.trn.change(images, &batch.prepared)
+            lesson.change(&self.trn, images, &batch.prepared)
         };
         let restored = self.trn.apply(images, &change);
         let weights = self.config.losses;
@@ -165,25 +180,30 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// The classifier's part of the loss. The classifier is not trained, so its own fast gradient at the restored images is
-    /// all that has to be known of it: it enters the graph as a constant.
+    /// The classifiers' part of the loss. They are not trained, so their own fast gradients at the restored images are all that
+    /// has to be known of them: these enter the graph as constants.
     fn judgement(&self, restored: &Tensor, batch: &Pool) -> Tensor {
         let weights = self.config.losses;
         let rows = batch.labels.size()[0] as f64;
-        let found = self.classifier.loss_gradient(&restored.detach(), &|logits| {
-            let answers = logits.log_softmax(1, Kind::Float);
-            // summed over classes: the mathematical divergence
-            let divergence = answers.kl_div(&batch.answers, Reduction::None, false).sum_dim_intlist(
-                1_i64,
-                false,
-                Kind::Float,
-            );
-            let cross_entropy = answers.g_nll_loss::<Tensor>(&batch.labels, None, Reduction::None, -100);
-            (divergence * weights.logit + cross_entropy * weights.classification) / rows
+        let judged = self.panel.groups(&batch.owners).into_iter().map(|(_, group)| {
+            let (restored, wanted, labels) =
+                (group.of(restored), group.of(&batch.answers), group.of(&batch.labels));
+            let found = group.classifier.loss_gradient(&restored.detach(), &|logits| {
+                let answers = logits.log_softmax(1, Kind::Float);
+                // summed over classes: the mathematical divergence
+                let divergence = answers.kl_div(&wanted, Reduction::None, false).sum_dim_intlist(
+                    1_i64,
+                    false,
+                    Kind::Float,
+                );
+                let cross_entropy = answers.g_nll_loss::<Tensor>(&labels, None, Reduction::None, -100);
+                (divergence * weights.logit + cross_entropy * weights.classification) / rows
+            });
+            let along = (&restored * &found.gradient).sum(Kind::Float);
+            // worth what the loss is, with the derivative that it has
+            &along - along.detach() + found.loss.sum(Kind::Float)
         });
-        let along = (restored * &found.gradient).sum(Kind::Float);
-        // worth what the loss is, with the derivative that it has
-        &along - along.detach() + found.loss.sum(Kind::Float)
+        judged.sum()
     }
 
     /// The images of a round: the next `pool` of the shuffled training images, attacked and prepared.
@@ -202,7 +222,7 @@ impl<'a> Trainer<'a> {
             .collect();
         let images = config.augmentation.apply(train, &indices, config.seed, round).map_err(Error::other)?;
         let clean = self.clean(train, &indices, images)?;
-        let pool = self.pool(&format!("round-{round}"), clean, &config.mixture, round, observe);
+        let pool = self.pool(&format!("round-{round}"), &clean, &config.mixture, round, observe);
         if matches!(pool, Err(Error::Interrupted)) {
             self.course.save(step)?;
         }
@@ -218,18 +238,42 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Images attacked and prepared, each with its own classifier.
     fn pool(
         &self,
         name: &str,
-        clean: Clean,
+        clean: &Clean,
         mixture: &Mixture,
         round: u64,
         observe: &mut Observer<'_>,
     ) -> Result<Pool> {
+        let owners = self.panel.owners(&clean.ids, round);
+        let mut parts = Vec::new();
+        for (place, group) in self.panel.groups(&owners) {
+            let name = match self.panel.is_several() {
+                true => format!("{name}-classifier-{}", place + 1),
+                false => name.to_owned(),
+            };
+            let clean = clean.of(&group, place, &owners)?;
+            parts.push(self.part(&name, clean, (place, group.classifier), (mixture, round), observe)?);
+        }
+        Ok(Pool::gathered(parts, &owners))
+    }
+
+    /// The images of one classifier.
+    fn part(
+        &self,
+        name: &str,
+        clean: Clean,
+        (place, classifier): (usize, &dyn Classifier),
+        (mixture, round): (&Mixture, u64),
+        observe: &mut Observer<'_>,
+    ) -> Result<Pool> {
         let config = self.config;
         let key = json!({
-            "sources": self.identity, "mixture": mixture, "seed": config.seed, "round": round,
+            "sources": self.identities[place], "mixture": mixture, "seed": config.seed, "round": round,
             "augmentation": config.augmentation, "rows": clean.ids.len(), "split": [config.validation as u64, config.split_seed],
+            "classifiers": self.identities.len(),
         });
         let path = self.cache.as_ref().map(|folder| folder.join(format!("{name}.safetensors")));
         let mut report = |what: &str, done, total| {
@@ -237,10 +281,10 @@ impl<'a> Trainer<'a> {
         };
         let cache = path.as_deref().zip(Some(key));
         let mut attacking = |done, total| report("attacking", done, total);
-        let attacked = attack(self.classifier, &clean, mixture, config.seed, round, cache, &mut attacking)?;
+        let attacked = attack(classifier, &clean, mixture, config.seed, round, cache, &mut attacking)?;
         let mut preparing = |done, total| report("preparing", done, total);
         let noisy = merely_noisy(mixture, config.seed, round, &clean.ids);
-        Pool::new(self.classifier, &self.trn, clean, attacked, &noisy, &mut preparing)
+        Pool::new((place, classifier), &self.trn, clean, attacked, &noisy, &mut preparing)
     }
 
     /// Validation images, clean, noisy, and under an attack seen and one unseen in training.
@@ -256,22 +300,25 @@ impl<'a> Trainer<'a> {
                 let (images, _) = validation.tensor(&indices).map_err(Error::other)?;
                 let clean = self.clean(validation, &indices, images)?;
                 let file = format!("validation-{name}");
-                Ok((name, self.pool(&file, clean, &mixture.parse()?, 0, observe)?))
+                Ok((name, self.pool(&file, &clean, &mixture.parse()?, 0, observe)?))
             })
             .collect()
     }
 
     /// Measures the averaged weights, keeps them if they are the best so far, and returns this round's figures.
-    fn measure(&mut self, round: u64, examined: &[(&'static str, Pool)]) -> BTreeMap<String, f64> {
+    fn measure(&mut self, round: u64, examined: &[(&'static str, Pool)]) -> Result<BTreeMap<String, f64>> {
         let current = self.course.show_average();
-        let metrics: BTreeMap<String, f64> =
-            examined.iter().map(|(name, pool)| ((*name).to_owned(), self.accuracy(pool))).collect();
+        // final weights are faster
+        let average = self.trn.still();
         self.course.go_back(&current);
+        let average = average?;
+        let metrics: BTreeMap<String, f64> =
+            examined.iter().map(|(name, pool)| ((*name).to_owned(), self.accuracy(&average, pool))).collect();
         self.course.judge(round, &metrics);
-        metrics
+        Ok(metrics)
     }
 
-    fn accuracy(&self, pool: &Pool) -> f64 {
+    fn accuracy(&self, trn: &Trn, pool: &Pool) -> f64 {
         let rows = pool.len() as i64;
         let mut right = 0;
         for start in (0..rows).step_by(self.config.batch_size) {
@@ -280,12 +327,12 @@ impl<'a> Trainer<'a> {
             let batch = pool.select(&index);
             let restored = tch::no_grad(|| {
                 if self.config.spec.estimator.trainable() {
-                    self.trn.restore(self.classifier, &batch.attacked, MapGraph::Constant)
+                    trn.restore(self.classifier, &batch.attacked, MapGraph::Constant)
                 } else {
-                    self.trn.restore_prepared(&batch.attacked, &batch.prepared)
+                    trn.restore_prepared(&batch.attacked, &batch.prepared)
                 }
             });
-            let predicted = self.classifier.predict(&restored);
+            let predicted = self.panel.predict(&batch.owners, &restored);
             right += predicted.eq_tensor(&batch.labels).sum(Kind::Int64).int64_value(&[]);
         }
         right as f64 / rows as f64

@@ -9,6 +9,7 @@ use tch::Tensor;
 #[derive(Default)]
 pub(super) struct Journey<'a> {
     passes: RefCell<Vec<Passed<'a>>>,
+    learns: bool,
 }
 
 /// The derivative of a pass: what it kept, gradients with respect to its results in, gradients with respect to its inputs out.
@@ -24,6 +25,16 @@ struct Passed<'a> {
 }
 
 impl<'a> Journey<'a> {
+    /// One on which weights learn: passes have these among their inputs.
+    pub(super) fn learning() -> Self {
+        Self { learns: true, ..Self::default() }
+    }
+
+    /// Whether weights learn on it.
+    pub(super) fn learns(&self) -> bool {
+        self.learns
+    }
+
     /// Notes a pass; `results` become variables.
     pub(super) fn note(&self, inputs: Vec<Tensor>, results: &[Tensor], back: Back<'a>) {
         let results = results.iter().map(|result| result.set_requires_grad(true)).collect();
@@ -31,10 +42,21 @@ impl<'a> Journey<'a> {
     }
 
     /// The gradient with respect to `start` of `objective`, a number that the graph ends in.
-    pub(super) fn pull_back(self, mut objective: Tensor, start: &Tensor) -> Tensor {
+    pub(super) fn pull_back(self, objective: Tensor, start: &Tensor) -> Tensor {
+        Tensor::run_backward(&[self.fold(objective)], &[start], false, false).remove(0)
+    }
+
+    /// A number with the derivative of `objective`, in whose graph no pass is missing: each is there as the product of what went
+    /// in and its gradient.
+    pub(super) fn fold(self, mut objective: Tensor) -> Tensor {
         for passed in self.passes.into_inner().into_iter().rev() {
             let results: Vec<&Tensor> = passed.results.iter().collect();
-            let gradients = Tensor::run_backward(&[&objective], &results, true, false);
+            let gradients: Vec<Tensor> = Tensor::run_backward(&[&objective], &results, true, false)
+                .into_iter()
+                .zip(&results)
+                // what nobody has used has no gradient
+                .map(|(gradient, result)| if gradient.defined() { gradient } else { result.zeros_like() })
+                .collect();
             let gradients = (passed.back)(&gradients);
             for (input, gradient) in passed.inputs.iter().zip(&gradients) {
                 if input.requires_grad() {
@@ -42,6 +64,6 @@ impl<'a> Journey<'a> {
                 }
             }
         }
-        Tensor::run_backward(&[objective], &[start], false, false).remove(0)
+        objective
     }
 }

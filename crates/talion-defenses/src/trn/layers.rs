@@ -82,6 +82,10 @@ impl Residual {
 }
 
 impl Residual {
+    fn layers(&self) -> [&Conv; 2] {
+        [&self.first, &self.second]
+    }
+
     fn fast(&self) -> Option<FastResidual> {
         Some(FastResidual { first: layer(&self.first)?, second: layer(&self.second)? })
     }
@@ -115,6 +119,12 @@ impl Encoder {
             features.push(x.shallow_clone());
         }
         features
+    }
+
+    /// All convolutions, scale by scale.
+    pub(super) fn layers(&self) -> Vec<&Conv> {
+        let scales = self.entries.iter().zip(&self.blocks);
+        scales.flat_map(|(entry, block)| std::iter::once(entry).chain(block.layers())).collect()
     }
 
     pub(super) fn fast(&self) -> Option<FastEncoder> {
@@ -163,6 +173,13 @@ impl Decoder {
             x = block.forward(&(risen + skip));
         }
         Some(self.output.forward(&x))
+    }
+
+    /// All convolutions, scale by scale, the last one at the end.
+    pub(super) fn layers(&self) -> Vec<&Conv> {
+        let scales = self.rises.iter().zip(&self.blocks);
+        let layers = scales.flat_map(|(rise, block)| std::iter::once(rise).chain(block.layers()));
+        layers.chain([&self.output]).collect()
     }
 
     pub(super) fn fast(&self) -> Option<FastDecoder> {

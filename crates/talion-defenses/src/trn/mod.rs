@@ -5,6 +5,7 @@ mod fast;
 mod fusion;
 mod journey;
 pub(crate) mod layers;
+mod lesson;
 mod network;
 mod patterns;
 mod spec;
@@ -20,6 +21,7 @@ use tch::{Device, Tensor, nn};
 
 pub use change::Change;
 pub use fusion::Fusion;
+pub(crate) use lesson::Lesson;
 pub use spec::{FusedScales, TrnSpec};
 
 use crate::gradient_map::{
@@ -85,6 +87,18 @@ impl Trn {
     /// # Errors
     /// If the specification is invalid.
     pub fn new(card: TrnCard, device: Device) -> Result<Self> {
+        let trn = Self::unfilled(card, device)?;
+        initialise(&trn.store, trn.card.seed);
+        tch::no_grad(|| {
+            trn.main.start_as_identity();
+            trn.first.iter().for_each(Network::start_as_identity);
+        });
+        trn.freeze_first();
+        Ok(trn)
+    }
+
+    /// A network with all weights zero, which somebody will overwrite.
+    fn unfilled(card: TrnCard, device: Device) -> Result<Self> {
         card.spec.validate()?;
         let store = nn::VarStore::new(device);
         let root = store.root();
@@ -99,14 +113,7 @@ impl Trn {
         let first = card.spec.first.as_deref().map(|spec| {
             Network::new(&(&root / "first"), spec, Streams::one(card.spec.channels, card.classes))
         });
-        initialise(&store, card.seed);
-        tch::no_grad(|| {
-            main.start_as_identity();
-            first.iter().for_each(Network::start_as_identity);
-        });
-        let trn = Self { card, store, first, main, estimator };
-        trn.freeze_first();
-        Ok(trn)
+        Ok(Self { card, store, first, main, estimator })
     }
 
     /// Copies a trained one-stream network into the first pass.
@@ -159,7 +166,7 @@ impl Trn {
         if archive.header.kind != TrnCard::KIND {
             return Err(Error::file(origin, format!("holds a {}, not a TRN", archive.header.kind)));
         }
-        let trn = Self::new(archive.header, device)?;
+        let trn = Self::unfilled(archive.header, device)?;
         load_variables(&trn.store, &archive.tensors)
             .map_err(|error| Error::file(origin, format!("does not fit its own header: {error}")))?;
         Ok(trn.freeze())
@@ -351,7 +358,7 @@ impl Trn {
     /// # Errors
     /// If the copy cannot be made.
     pub fn still(&self) -> Result<Self> {
-        let copy = Self::new(self.card.clone(), self.store.device())?;
+        let copy = Self::unfilled(self.card.clone(), self.store.device())?;
         load_variables(&copy.store, &self.tensors())?;
         Ok(copy.freeze())
     }

@@ -12,7 +12,7 @@ use super::{
     fast::FastNetwork,
     fusion::FusionBlock,
     journey::Journey,
-    layers::{Decoder, Encoder, Judge},
+    layers::{Conv, Decoder, Encoder, Judge},
     patterns::Patterns,
 };
 
@@ -134,11 +134,7 @@ impl Network {
             }
             _ => None,
         };
-        let (residual, means) = match (self.fast(&image, gradient.as_ref(), journey.is_some()), journey) {
-            (Some(fast), Some(journey)) => self.taped(fast, image, gradient, journey),
-            (Some(fast), None) => fast.forward(&image, gradient.as_ref()),
-            (None, _) => self.by_tensors(&image, gradient.as_ref()),
-        };
+        let (residual, means) = self.pass(image, gradient, journey);
         let classes = self.patterns.as_ref().map(|patterns| patterns.classes(&means));
         let gate = self.judge.as_ref().map(|judge| judge.forward(images, means, prepared.evidence.as_ref()));
         let residual = match residual {
@@ -152,6 +148,73 @@ impl Network {
         Change { residual, gate, classes }
     }
 
+    /// The residual, and the mean of the features at every scale, in the fastest way that there is.
+    fn pass<'a>(
+        &'a self,
+        image: Tensor,
+        gradient: Option<Tensor>,
+        journey: Option<&Journey<'a>>,
+    ) -> (Option<Tensor>, Vec<Tensor>) {
+        if let Some(journey) = journey.filter(|journey| journey.learns() && !self.frozen) {
+            // the weights are others at every step
+            return match self.runs(&image, gradient.as_ref(), true).then(|| self.make_fast()).flatten() {
+                Some(fast) => self.learning(fast, image, gradient, journey),
+                None => self.by_tensors(&image, gradient.as_ref()),
+            };
+        }
+        match (self.fast(&image, gradient.as_ref(), journey.is_some()), journey) {
+            (Some(fast), Some(journey)) => self.taped(fast, image, gradient, journey),
+            (Some(fast), None) => fast.forward(&image, gradient.as_ref()),
+            (None, _) => self.by_tensors(&image, gradient.as_ref()),
+        }
+    }
+
+    /// As [`FastNetwork::forward_learning`], noted on the journey with the weights among what went in.
+    fn learning(
+        &self,
+        fast: FastNetwork,
+        image: Tensor,
+        gradient: Option<Tensor>,
+        journey: &Journey<'_>,
+    ) -> (Option<Tensor>, Vec<Tensor>) {
+        let (residual, means, tape) = fast.forward_learning(&image, gradient.as_ref());
+        let results = self.read(residual.as_ref(), &means);
+        let wanted = [image.requires_grad(), gradient.as_ref().is_some_and(Tensor::requires_grad)];
+        let two = gradient.is_some();
+        let back = Box::new(move |gradients: &[Tensor]| {
+            let Some((residual, means)) = gradients.split_first() else { return Vec::new() };
+            let means: Vec<Option<Tensor>> = means.iter().map(|mean| Some(mean.shallow_clone())).collect();
+            let learnt = fast.learn(tape, residual, &means, wanted);
+            // nobody looks at the gradients of inputs that take none
+            let inputs = learnt.inputs.into_iter().take(if two { 2 } else { 1 });
+            let inputs = inputs.map(|gradient| gradient.unwrap_or_else(|| residual.zeros_like()));
+            inputs.chain(learnt.weights).collect()
+        });
+        let weights = self.layers().into_iter().flat_map(|layer| {
+            let (weight, bias, _) = layer.parts();
+            [weight.shallow_clone(), bias.shallow_clone()]
+        });
+        journey.note(std::iter::once(image).chain(gradient).chain(weights).collect(), &results, back);
+        (residual, means)
+    }
+
+    /// The layers that have kernels, in the order of [`FastNetwork`]'s.
+    fn layers(&self) -> Vec<&Conv> {
+        let mut layers = self.image.layers();
+        if let Some((encoder, blocks)) = &self.gradient {
+            layers.extend(encoder.layers());
+            layers.extend(blocks.iter().flatten().flat_map(FusionBlock::layers));
+        }
+        layers.extend(self.decoder.layers());
+        layers
+    }
+
+    /// What somebody reads of a pass: the means only a judge and patterns.
+    fn read(&self, residual: Option<&Tensor>, means: &[Tensor]) -> Vec<Tensor> {
+        let judged = self.judge.is_some() || self.patterns.is_some();
+        residual.into_iter().chain(means.iter().filter(|_| judged)).map(Tensor::shallow_clone).collect()
+    }
+
     /// As [`FastNetwork::forward`], noted on the journey.
     fn taped<'a>(
         &self,
@@ -161,10 +224,7 @@ impl Network {
         journey: &Journey<'a>,
     ) -> (Option<Tensor>, Vec<Tensor>) {
         let (residual, means, tape) = fast.forward_taped(&image, gradient.as_ref());
-        // nothing else follows from the means
-        let judged = self.judge.is_some() || self.patterns.is_some();
-        let results: Vec<Tensor> =
-            residual.iter().chain(means.iter().filter(|_| judged)).map(Tensor::shallow_clone).collect();
+        let results = self.read(residual.as_ref(), &means);
         let back = Box::new(move |gradients: &[Tensor]| {
             let Some((residual, means)) = gradients.split_first() else { return Vec::new() };
             let means: Vec<Option<Tensor>> = means.iter().map(|mean| Some(mean.shallow_clone())).collect();
@@ -203,16 +263,20 @@ impl Network {
 
     /// The fast way, where the weights are final, and nobody differentiates or the way is `noted`.
     fn fast(&self, image: &Tensor, gradient: Option<&Tensor>, noted: bool) -> Option<&FastNetwork> {
+        if !self.frozen || !self.runs(image, gradient, noted) {
+            return None;
+        }
+        self.fast.get_or_init(|| self.make_fast()).as_ref()
+    }
+
+    /// Whether the kernels take inputs like these, which may be differentiated only if the way is `noted`.
+    fn runs(&self, image: &Tensor, gradient: Option<&Tensor>, noted: bool) -> bool {
         let plain = |tensor: &Tensor| {
             (noted || !tensor.requires_grad())
                 && tensor.kind() == Kind::Float
                 && tensor.device() == Device::Cpu
         };
-        let usable = self.frozen && self.filled && plain(image) && gradient.is_none_or(plain);
-        if !usable || image.size()[0] == 0 {
-            return None;
-        }
-        self.fast.get_or_init(|| self.make_fast()).as_ref()
+        self.filled && plain(image) && gradient.is_none_or(plain) && image.size()[0] > 0
     }
 
     fn make_fast(&self) -> Option<FastNetwork> {
@@ -220,7 +284,8 @@ impl Network {
             Some((encoder, blocks)) => {
                 // the kernels only know networks with a block at every scale
                 let blocks = blocks.iter().map(|block| block.as_ref()?.fast());
-                Some((encoder.fast()?, blocks.collect::<Option<_>>()?))
+                let blocks = blocks.collect::<Option<_>>()?;
+                Some((encoder.fast()?, blocks))
             }
             None => None,
         };

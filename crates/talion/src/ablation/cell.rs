@@ -232,7 +232,7 @@ impl<'a> Workshop<'a> {
         // a cache keeps the images of one mixture
         let mixture = short_hash(&cell.training().mixture.to_string());
         let cache = self.attacked_folder(cell.seed()).join(mixture);
-        trn_stage(cell.training(), classifier, data, first.as_ref(), Some(&cache), &path)
+        trn_stage(cell.training(), (classifier, &[]), data, first.as_ref(), Some(&cache), &path)
     }
 
     /// Removes the attacked images that trainings with this seed share.

@@ -194,7 +194,7 @@ fn networks(args: &ReproduceArgs, train: &Dataset, folder: &Path, device: Device
             same_run(&path, &trn.card().training, &config)?;
             return Ok(trn);
         }
-        trn_stage(&config, &classifier, train, first, Some(&cache), &path)
+        trn_stage(&config, (&classifier, &[]), train, first, Some(&cache), &path)
     };
     let one_stream = trained("one-stream", one_spec.clone(), None)?;
     let trn = trained("trn", one_spec.with_estimator(EstimatorSpec::WalkBack), Some(&one_stream))?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use talion_attacks::{Attack, AttackSpec, Batch};
-use talion_core::{Budget, Error, Objective, parse_fraction};
+use talion_core::{Budget, Classifier, Error, Objective, parse_fraction};
 use talion_data::{Augmentation, Dataset, DatasetSpec, Split};
 use talion_defenses::{
     EstimatorSpec, Trn, TrnSpec,
@@ -119,6 +119,12 @@ struct TrnArgs {
     /// The classifier to defend, a checkpoint of `talion train classifier`.
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
+    /// A further classifier of the same classes to defend at the same time; may be given several times. Every image of a
+    /// round is attacked on one of them, drawn at random, and judged by it. Trained on one classifier alone, a network learns
+    /// that one's attacks. None of their training may have seen the images that --model's set aside (as with the same
+    /// --validation and --seed).
+    #[arg(long, value_name = "FILE")]
+    also: Vec<PathBuf>,
     /// Data set; by default the one that the classifier was trained on.
     #[arg(long)]
     data: Option<DatasetSpec>,
@@ -324,8 +330,17 @@ fn trn(args: &TrnArgs, json: bool) -> CommandResult {
     };
     let validation_sample = config.validation_sample.min(config.validation);
     let config = TrnTraining { validation_sample, ..config };
-    let trn = trn_stage(&config, classifier, data, first.as_ref(), args.cache.as_deref(), &args.output)?;
+    let others = args.also.iter().map(|path| companion(path, data)).collect::<CommandResult<Vec<_>>>()?;
+    let defended = (classifier, &others[..]);
+    let trn = trn_stage(&config, defended, data, first.as_ref(), args.cache.as_deref(), &args.output)?;
     say(&trn, &args.output, json)
+}
+
+/// A classifier to defend beside the first one.
+fn companion(path: &Path, data: &Dataset) -> CommandResult<Model> {
+    let classifier = Model::load(path, Device::cuda_if_available())?;
+    fits(&classifier, data)?;
+    Ok(classifier)
 }
 
 fn adaptive(args: &AdaptiveArgs, json: bool) -> CommandResult {
@@ -340,8 +355,8 @@ fn adaptive(args: &AdaptiveArgs, json: bool) -> CommandResult {
     let snapshot = args.output.with_extension("snapshot");
     let architecture = classifier.card().spec.architecture.to_string();
     let first = first.as_ref();
-    let sources =
-        TrnSources { classifier, architecture, data, first, snapshot: Some(&snapshot), cache: None };
+    let snapshot = Some(&*snapshot);
+    let sources = TrnSources { classifier, others: &[], architecture, data, first, snapshot, cache: None };
     let trn = train_adaptive(&config, &sources, warm.as_ref(), &mut |event| monitor.observe(event))?;
     trn.save(&args.output)?;
     say(&trn, &args.output, json)
@@ -421,10 +436,11 @@ fn classifier_training(
     Ok(ClassifierTraining { augmentation, validation, ..usual })
 }
 
-/// Trains a restoration network into `output`, going on from a snapshot beside it.
+/// Trains a restoration network for one classifier, or with `others` for several, into `output`, going on from a snapshot
+/// beside it.
 pub fn trn_stage(
     config: &TrnTraining,
-    classifier: &Model,
+    (classifier, others): (&Model, &[Model]),
     data: &Dataset,
     first: Option<&Trn>,
     cache: Option<&Path>,
@@ -433,8 +449,12 @@ pub fn trn_stage(
     let what = named(config.spec.estimator);
     let mut monitor = Monitor::new(&what, Some(&output.with_extension("metrics.jsonl")))?;
     let snapshot = output.with_extension("snapshot");
-    let architecture = classifier.card().spec.architecture.to_string();
-    let sources = TrnSources { classifier, architecture, data, first, snapshot: Some(&snapshot), cache };
+    let architectures =
+        std::iter::once(classifier).chain(others).map(|model| model.card().spec.architecture.to_string());
+    let architecture = architectures.collect::<Vec<_>>().join(", ");
+    let others: Vec<&dyn Classifier> = others.iter().map(|other| other as &dyn Classifier).collect();
+    let (others, snapshot) = (&others[..], Some(&*snapshot));
+    let sources = TrnSources { classifier, others, architecture, data, first, snapshot, cache };
     let trn = train_trn(config, &sources, &mut |event| monitor.observe(event))?;
     trn.save(output)?;
     Ok(trn)

@@ -7,7 +7,8 @@ use talion_kernels::{After, Rectify, Sum, enlarged_back, gated_back, join, means
 use tch::Tensor;
 
 use super::{
-    Bench, FastDecoder, FastEncoder, FastFusion, FastNetwork, FastResidual, Features, Layer,
+    Bench, FastDecoder, FastEncoder, FastFusion, FastNetwork, FastResidual, Features, Keeps, Layer,
+    learning::Ledger,
     tape::{DecoderTape, EncoderTape, FusionTape, GateTape, ResidualTape, TrnTape},
 };
 
@@ -57,7 +58,13 @@ impl Bench {
     }
 
     /// The gradient of both streams from that of what their gates let through.
-    fn gated_back(&self, kept: GateTape, gradient: Features, local: &Layer, global: &Layer) -> Features {
+    fn gated_back(
+        &self,
+        kept: GateTape,
+        gradient: Features,
+        (local, global): (&Layer, &Layer),
+        ledger: Option<&Ledger<'_>>,
+    ) -> Features {
         let GateTape { both, gates, open } = kept;
         let room = |of: &Features| self.room(of.sides, of.channels);
         let (mut to_both, mut to_gates, mut to_open) = (room(&both), room(&gates), room(&open));
@@ -69,6 +76,12 @@ impl Bench {
             shape,
             [&mut to_both.values, &mut to_gates.values, &mut to_open.values],
         );
+        if let Some(ledger) = ledger {
+            ledger.learn(self, local, &both, &to_gates);
+            let summary = self.summary(&both);
+            ledger.learn(self, global, &summary, &to_open);
+            self.done([summary]);
+        }
         self.done([both, gates, open, gradient]);
         self.back_onto(local, &to_gates, &mut to_both, None);
         let to_summary = self.back(global, &to_open, None, None);
@@ -106,8 +119,13 @@ impl FastResidual {
         tape: &ResidualTape,
         gradient: &Features,
         mask: Option<&[u8]>,
+        ledger: Option<&Ledger<'_>>,
     ) -> Features {
         let hidden = bench.back(&self.second, gradient, None, Some(&tape.hidden));
+        if let (Some(ledger), Some([into_first, into_second])) = (ledger, &tape.inputs) {
+            ledger.learn(bench, &self.second, into_second, gradient);
+            ledger.learn(bench, &self.first, into_first, &hidden);
+        }
         let input = bench.back(&self.first, &hidden, Some(gradient), mask);
         bench.done([hidden]);
         input
@@ -115,11 +133,18 @@ impl FastResidual {
 }
 
 impl FastEncoder {
-    /// The gradient of the input from those of all features; none where there are none.
-    fn backward(&self, bench: &Bench, tape: &EncoderTape, gradients: Vec<Features>) -> Option<Tensor> {
+    /// The gradient of the input from those of all features; none where there are none, or nobody wants it.
+    fn backward(
+        &self,
+        bench: &Bench,
+        tape: &EncoderTape,
+        gradients: Vec<Features>,
+        ledger: Option<&Ledger<'_>>,
+        wanted: bool,
+    ) -> Option<Tensor> {
         let mut coarser: Option<(Features, &Layer)> = None;
-        let scales = self.entries.iter().zip(&self.blocks).zip(&tape.scales).zip(gradients);
-        for (((entry, block), (mask, kept)), mut gradient) in scales.rev() {
+        let scales = self.entries.iter().zip(&self.blocks).zip(&tape.scales).zip(gradients).enumerate();
+        for (scale, (((entry, block), (mask, kept)), mut gradient)) in scales.rev() {
             let sum = match coarser.take() {
                 None => bench.masked(gradient, &kept.output),
                 Some((entered, entry)) => {
@@ -128,11 +153,18 @@ impl FastEncoder {
                     gradient
                 }
             };
-            let entered = block.backward(bench, kept, &sum, Some(mask));
+            let entered = block.backward(bench, kept, &sum, Some(mask), ledger);
             bench.done([sum]);
+            if let (Some(ledger), Some(input)) = (ledger, tape.inputs.get(scale)) {
+                ledger.learn(bench, entry, input, &entered);
+            }
             coarser = Some((entered, entry));
         }
         let (entered, entry) = coarser?;
+        if !wanted {
+            bench.done([entered]);
+            return None;
+        }
         let input = bench.back(entry, &entered, None, None);
         let tensor = bench.tensor(&input, input.channels);
         bench.done([entered, input]);
@@ -142,12 +174,22 @@ impl FastEncoder {
 
 impl FastFusion {
     /// The gradients of the image's and of the gradient's features.
-    fn backward(&self, bench: &Bench, tape: FusionTape, gradient: Features) -> (Features, Features) {
+    fn backward(
+        &self,
+        bench: &Bench,
+        tape: FusionTape,
+        gradient: Features,
+        ledger: Option<&Ledger<'_>>,
+    ) -> (Features, Features) {
         // the image's features are part of the sum, too
         let mut image = bench.masked(gradient, &tape.output);
+        if let (Some(ledger), Some(explored)) = (ledger, &tape.explored) {
+            ledger.learn(bench, &self.merge, explored, &image);
+        }
+        bench.done(tape.explored);
         let explored = bench.back(&self.merge, &image, None, None);
         let both = match (&self.gates, tape.gates) {
-            (Some((local, global)), Some(kept)) => bench.gated_back(kept, explored, local, global),
+            (Some((local, global)), Some(kept)) => bench.gated_back(kept, explored, (local, global), ledger),
             _ => explored,
         };
         let gradient = bench.apart(both, &mut image);
@@ -157,18 +199,32 @@ impl FastFusion {
 
 impl FastDecoder {
     /// The gradients of the features at every scale, from full resolution to the coarsest.
-    fn backward(&self, bench: &Bench, tape: &DecoderTape, residual: &Tensor) -> Vec<Features> {
+    fn backward(
+        &self,
+        bench: &Bench,
+        tape: &DecoderTape,
+        residual: &Tensor,
+        ledger: Option<&Ledger<'_>>,
+    ) -> Vec<Features> {
+        let mut inputs = tape.inputs.iter().rev();
+        let mut learn = |reader: &Layer, gradient: &Features| {
+            if let (Some(ledger), Some(input)) = (ledger, inputs.next()) {
+                ledger.learn(bench, reader, input, gradient);
+            }
+        };
         let mut gradients = Vec::with_capacity(self.blocks.len() + 1);
         // what the layer that reads a scale's features is given
         let (mut gradient, mut reader) = (bench.features(residual), &self.output);
         for ((rise, block), kept) in self.rises.iter().zip(&self.blocks).zip(tape.blocks.iter().rev()) {
+            learn(reader, &gradient);
             let sum = bench.back(reader, &gradient, None, Some(&kept.output));
-            let skip = block.backward(bench, kept, &sum, None);
+            let skip = block.backward(bench, kept, &sum, None, ledger);
             let risen = bench.enlarged_back(&skip);
             bench.done([gradient, sum]);
             gradients.push(skip);
             (gradient, reader) = (risen, rise);
         }
+        learn(reader, &gradient);
         gradients.push(bench.back(reader, &gradient, None, None));
         bench.done([gradient]);
         gradients
@@ -188,8 +244,23 @@ impl FastNetwork {
         residual: &Tensor,
         means: &[Option<Tensor>],
     ) -> (Tensor, Option<Tensor>) {
-        let bench = Bench::new(tape.rows, false);
-        let mut gradients = self.decoder.backward(&bench, &tape.decoder, residual);
+        let (first, second) = self.back_to(tape, residual, means, None, [true; 2]);
+        // a network without scales would change nothing
+        (first.unwrap_or_else(|| residual.zeros_like()), second)
+    }
+
+    /// As [`FastNetwork::backward`], for those inputs whose gradients are `wanted`; those of the weights go into the ledger.
+    pub(super) fn back_to(
+        &self,
+        tape: TrnTape,
+        residual: &Tensor,
+        means: &[Option<Tensor>],
+        ledger: Option<&Ledger<'_>>,
+        wanted: [bool; 2],
+    ) -> (Option<Tensor>, Option<Tensor>) {
+        let bench = Bench::new(tape.rows, Keeps::Nothing);
+        let mut gradients = self.decoder.backward(&bench, &tape.decoder, residual, ledger);
+        bench.done(tape.decoder.features());
         for (gradient, mean) in gradients.iter_mut().zip(means) {
             if let Some(mean) = mean {
                 let mean = bench.features(mean);
@@ -200,13 +271,15 @@ impl FastNetwork {
         let mut second = None;
         if let (Some((encoder, blocks)), Some((kept, fusions))) = (&self.gradient, tape.gradient) {
             let scales = gradients.into_iter().zip(fusions).zip(blocks);
-            let (images, explored): (Vec<_>, Vec<_>) =
-                scales.map(|((gradient, kept), block)| block.backward(&bench, kept, gradient)).unzip();
+            let (images, explored): (Vec<_>, Vec<_>) = scales
+                .map(|((gradient, kept), block)| block.backward(&bench, kept, gradient, ledger))
+                .unzip();
             gradients = images;
-            second = encoder.backward(&bench, &kept, explored);
+            second = encoder.backward(&bench, &kept, explored, ledger, wanted[1]);
+            bench.done(kept.features());
         }
-        let first = self.image.backward(&bench, &tape.image, gradients);
-        // a network without scales would change nothing
-        (first.unwrap_or_else(|| residual.zeros_like()), second)
+        let first = self.image.backward(&bench, &tape.image, gradients, ledger, wanted[0]);
+        bench.done(tape.image.features());
+        (first, second)
     }
 }

@@ -1,6 +1,7 @@
 //! The restoration network once its weights are final: the same layers on the kernels of the fast engine.
 
 mod backward;
+mod learning;
 mod tape;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,12 +40,21 @@ pub(super) fn layer(conv: &Conv) -> Option<Layer> {
     Some(Layer::new(geometry, [inputs, outputs], elements(weight)?, &elements(bias)?))
 }
 
+/// What a pass keeps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Keeps {
+    Nothing,
+    /// What the way back to its inputs needs.
+    Masks,
+    /// What the gradients of its weights need, too.
+    Inputs,
+}
+
 /// Where a batch is worked on.
 struct Bench {
     team: Arc<Team<f32>>,
     rows: usize,
-    /// Whether the way back will need what happens here.
-    records: bool,
+    keeps: Keeps,
 }
 
 /// Teams are kept: their memory is what is worth keeping.
@@ -52,14 +62,14 @@ static TEAM: Mutex<Option<Arc<Team<f32>>>> = Mutex::new(None);
 
 impl Bench {
     /// For a batch of so many rows, with as many threads as libtorch uses.
-    fn new(rows: usize, records: bool) -> Self {
+    fn new(rows: usize, keeps: Keeps) -> Self {
         let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
         let mut team = TEAM.lock().unwrap_or_else(PoisonError::into_inner);
         let team = match &*team {
             Some(known) if known.threads() == threads => known.clone(),
             _ => team.insert(Arc::new(Team::new(threads))).clone(),
         };
-        Self { team, rows, records }
+        Self { team, rows, keeps }
     }
 
     /// `[N, C, h, w]` as features.
@@ -122,7 +132,7 @@ impl Bench {
     fn rectified(&self, layer: &Layer, input: &Features, other: Option<&Features>) -> (Features, Mask) {
         let mut output = self.room_for(layer, input);
         let mut mask = Mask::new();
-        let rectify = if self.records {
+        let rectify = if self.keeps >= Keeps::Masks {
             mask.resize(mask_bytes(output.values.len()), 0);
             Rectify::Record(&mut mask)
         } else {
@@ -161,7 +171,7 @@ impl Bench {
         let mut output = self.room(both.sides, both.channels);
         let shape = [self.rows, both.sides[0] * both.sides[1], both.channels];
         gated(&self.team, &both.values, &gates.values, &open.values, shape, &mut output.values);
-        if self.records {
+        if self.keeps >= Keeps::Masks {
             return (output, Some(GateTape { both, gates, open }));
         }
         self.done([both, gates, open]);
@@ -187,8 +197,14 @@ impl FastResidual {
     fn forward(&self, bench: &Bench, x: Features) -> (Features, ResidualTape) {
         let (hidden, inside) = bench.rectified(&self.first, &x, None);
         let (output, outside) = bench.rectified(&self.second, &hidden, Some(&x));
-        bench.done([hidden, x]);
-        (output, ResidualTape { hidden: inside, output: outside })
+        let inputs = match bench.keeps {
+            Keeps::Inputs => Some([x, hidden]),
+            Keeps::Nothing | Keeps::Masks => {
+                bench.done([hidden, x]);
+                None
+            }
+        };
+        (output, ResidualTape { hidden: inside, output: outside, inputs })
     }
 }
 
@@ -203,12 +219,18 @@ impl FastEncoder {
         let mut features: Vec<Features> = Vec::with_capacity(self.blocks.len());
         let mut tape = EncoderTape::default();
         for (entry, block) in self.entries.iter().zip(&self.blocks) {
-            let (x, mask) = bench.rectified(entry, features.last().unwrap_or(&input), None);
+            let entered = features.last();
+            let (x, mask) = bench.rectified(entry, entered.unwrap_or(&input), None);
+            // whoever reads the features next gives them away
+            tape.inputs.extend(entered.and_then(|entered| bench.copied(entered)));
             let (x, kept) = block.forward(bench, x);
             tape.scales.push((mask, kept));
             features.push(x);
         }
-        bench.done([input]);
+        match bench.keeps {
+            Keeps::Inputs => tape.inputs.insert(0, input),
+            Keeps::Nothing | Keeps::Masks => bench.done([input]),
+        }
         (features, tape)
     }
 }
@@ -228,8 +250,8 @@ impl FastFusion {
             None => (both, None),
         };
         let (output, mask) = bench.rectified(&self.merge, &explored, Some(&image));
-        bench.done([explored, image]);
-        (output, FusionTape { gates, output: mask })
+        bench.done([image]);
+        (output, FusionTape { gates, output: mask, explored: bench.kept(explored) })
     }
 }
 
@@ -247,14 +269,16 @@ impl FastDecoder {
         for (skip, (rise, block)) in features.into_iter().zip(self.rises.iter().zip(&self.blocks)).rev() {
             let risen = bench.convolve(rise, &x);
             let sum = bench.enlarged(&risen, &skip);
-            bench.done([x, risen, skip]);
+            tape.inputs.extend(bench.kept(x));
+            bench.done([risen, skip]);
             let (output, kept) = block.forward(bench, sum);
             tape.blocks.push(kept);
             x = output;
         }
         let residual = bench.convolve(&self.output, &x);
         let tensor = bench.tensor(&residual, self.output.channels()[1]);
-        bench.done([x, residual]);
+        tape.inputs.extend(bench.kept(x));
+        bench.done([residual]);
         (Some(tensor), tape)
     }
 }
@@ -272,7 +296,7 @@ impl FastNetwork {
     /// # Shapes
     /// `image` and `gradient` `[N, .., H, W]`, with sides that every scale halves exactly.
     pub(super) fn forward(&self, image: &Tensor, gradient: Option<&Tensor>) -> (Option<Tensor>, Vec<Tensor>) {
-        let (residual, means, _) = self.pass(image, gradient, false);
+        let (residual, means, _) = self.pass(image, gradient, Keeps::Nothing);
         (residual, means)
     }
 
@@ -282,17 +306,17 @@ impl FastNetwork {
         image: &Tensor,
         gradient: Option<&Tensor>,
     ) -> (Option<Tensor>, Vec<Tensor>, TrnTape) {
-        self.pass(image, gradient, true)
+        self.pass(image, gradient, Keeps::Masks)
     }
 
-    /// A pass; its tape holds nothing unless it `records`.
+    /// A pass, and what it keeps.
     fn pass(
         &self,
         image: &Tensor,
         gradient: Option<&Tensor>,
-        records: bool,
+        keeps: Keeps,
     ) -> (Option<Tensor>, Vec<Tensor>, TrnTape) {
-        let bench = Bench::new(image.size()[0] as usize, records);
+        let bench = Bench::new(image.size()[0] as usize, keeps);
         let (mut features, image) = self.image.forward(&bench, bench.features(image));
         let mut explored = None;
         if let (Some((encoder, blocks)), Some(gradient)) = (&self.gradient, gradient) {

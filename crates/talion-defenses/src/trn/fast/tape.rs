@@ -1,4 +1,5 @@
-//! What a pass keeps for the way back: of a ReLU one bit a number, of a gate what met there.
+//! What a pass keeps for the way back: of a ReLU one bit a number, of a gate what met there, and what went into every
+//! convolution where its weights are to learn from that.
 
 use super::Features;
 
@@ -11,6 +12,8 @@ pub(super) struct ResidualTape {
     pub hidden: Mask,
     /// After the sum.
     pub output: Mask,
+    /// What went into both convolutions, for their weights.
+    pub inputs: Option<[Features; 2]>,
 }
 
 /// The ReLUs of a stream.
@@ -18,6 +21,8 @@ pub(super) struct ResidualTape {
 pub(super) struct EncoderTape {
     /// The first one of a scale and those of its block, from full resolution to the coarsest.
     pub scales: Vec<(Mask, ResidualTape)>,
+    /// What went into the first convolution of every scale, for its weights.
+    pub inputs: Vec<Features>,
 }
 
 /// What a gate multiplies, and both kinds of gates before their sigmoids.
@@ -33,6 +38,8 @@ pub(super) struct FusionTape {
     pub gates: Option<GateTape>,
     /// The ReLU at the end.
     pub output: Mask,
+    /// What went into the last convolution, for its weights.
+    pub explored: Option<Features>,
 }
 
 /// The ReLUs of the decoder.
@@ -40,6 +47,8 @@ pub(super) struct FusionTape {
 pub(super) struct DecoderTape {
     /// Those of the blocks, from the coarsest scale that has one to full resolution.
     pub blocks: Vec<ResidualTape>,
+    /// What went into every convolution outside of blocks, in the order in which they ran, for their weights.
+    pub inputs: Vec<Features>,
 }
 
 /// What a whole pass keeps.
@@ -49,4 +58,24 @@ pub(in crate::trn) struct TrnTape {
     /// None where there was no second stream.
     pub(super) gradient: Option<(EncoderTape, Vec<FusionTape>)>,
     pub(super) decoder: DecoderTape,
+}
+
+impl ResidualTape {
+    fn features(self) -> impl Iterator<Item = Features> {
+        self.inputs.into_iter().flatten()
+    }
+}
+
+impl EncoderTape {
+    /// Everything that was kept, to be given back.
+    pub(super) fn features(self) -> impl Iterator<Item = Features> {
+        self.inputs.into_iter().chain(self.scales.into_iter().flat_map(|(_, block)| block.features()))
+    }
+}
+
+impl DecoderTape {
+    /// As [`EncoderTape::features`].
+    pub(super) fn features(self) -> impl Iterator<Item = Features> {
+        self.inputs.into_iter().chain(self.blocks.into_iter().flat_map(ResidualTape::features))
+    }
 }

@@ -45,6 +45,12 @@ impl Merge {
         (self.merge.forward(&explored) + image).relu_()
     }
 
+    /// All convolutions, the gates' first.
+    pub(super) fn layers(&self) -> Vec<&Conv> {
+        let gates = self.gates.iter().flat_map(|gates| [&gates.local, &gates.global]);
+        gates.chain([&self.merge]).collect()
+    }
+
     pub(super) fn fast(&self) -> Option<FastFusion> {
         let gates = match &self.gates {
             Some(gates) => Some((layer(&gates.local)?, layer(&gates.global)?)),

@@ -11,7 +11,7 @@ use talion_core::{Error, Result};
 use talion_onnx::{Builder, Var};
 use tch::{Tensor, nn};
 
-use super::fast::FastFusion;
+use super::{fast::FastFusion, layers::Conv};
 use attention::CrossAttention;
 use dynamic::DynamicFilter;
 use gated::Merge;
@@ -98,6 +98,14 @@ impl FusionBlock {
             Way::Merge(block) => block.forward(image, gradient),
             Way::CrossAttention(block) => block.forward(image, gradient),
             Way::DynamicFilter(block) => block.forward(image, gradient),
+        }
+    }
+
+    /// The convolutions that have kernels.
+    pub(super) fn layers(&self) -> Vec<&Conv> {
+        match &self.0 {
+            Way::Merge(block) => block.layers(),
+            Way::CrossAttention(_) | Way::DynamicFilter(_) => Vec::new(),
         }
     }
 
