@@ -104,10 +104,11 @@ fn protocols_take_other_defences() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     common::networks(folder);
+    std::fs::copy(folder.join("other"), folder.join("instead.safetensors")).unwrap();
     let measure = [
         &["--json", "evaluate", "--images", "12", "--adaptive-images", "2", "--run", "run"][..],
         &PAIR,
-        &["--defence", "bits-3", "--defence", "instead=other"],
+        &["--defence", "bits-3", "--defence", "instead.safetensors"],
     ]
     .concat();
     let summary = done(&talion(folder, &measure));
