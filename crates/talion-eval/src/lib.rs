@@ -7,11 +7,13 @@ of the TRN paper) and attacks that do are never mixed: a row says which it is.
 [`Calibration`] tells which images are suspicious, and [`measure_detection`] what of attacks that finds.
 */
 
+mod alignment;
 mod checklist;
 mod entrant;
 mod exhibits;
 mod experiment;
 mod facts;
+mod interval;
 mod latency;
 mod measure;
 mod picture;
@@ -29,9 +31,11 @@ mod suspicion;
 mod table;
 mod threat;
 
+pub use alignment::{Aligned, Direction, alignments, markdown as alignment_markdown};
 pub use entrant::{Answer, Entrant, fingerprint};
 pub use exhibits::{exhibits, keep_exhibits, kept_exhibits};
 pub use experiment::{Experiment, Part};
+pub use interval::{Mean, half_width, mean};
 pub use latency::{keep_latencies, kept_latencies, latencies};
 pub use measure::{Contender, Front, Measured, Row, evaluate};
 pub use picture::{Scene, gallery};

@@ -38,7 +38,7 @@ fn attacker(threat: GradientMode) -> &'static str {
 }
 
 /// Pads the columns, so that the Markdown source reads as a table too.
-fn aligned(cells: &[Vec<String>]) -> String {
+pub(crate) fn aligned(cells: &[Vec<String>]) -> String {
     let columns = cells.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns)
         .map(|column| cells.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))

@@ -49,6 +49,8 @@ enum Command {
     Attacks(commands::attack::AttacksArgs),
     /// Measure a classifier bare and defended, under attacks that do not see the defence and under ones that do.
     Evaluate(commands::evaluate::EvaluateArgs),
+    /// Measure what a network's gradient maps show of attacks, and how much of them it takes away.
+    Maps(commands::maps::MapsArgs),
     /// Learn from clean images what suspicion is common, and measure what of attacks stands out.
     Calibrate(commands::calibrate::CalibrateArgs),
     /// List, show, compare and check the runs that `evaluate` keeps.
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Attack(args) => commands::attack::run(&args, json),
         Command::Attacks(args) => commands::attack::list(&args, json),
         Command::Evaluate(args) => commands::evaluate::run(&args, json),
+        Command::Maps(args) => commands::maps::run(&args, json),
         Command::Calibrate(args) => commands::calibrate::run(&args, json),
         Command::Runs(args) => commands::runs::run(&args, json),
         Command::Report(args) => commands::runs::report(&args, json),

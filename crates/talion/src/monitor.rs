@@ -39,6 +39,39 @@ pub fn bar(total: u64, what: &str) -> ProgressBar {
     bar
 }
 
+/// Progress bars one after another, for work that says by name what it is at.
+#[derive(Default)]
+pub struct Bars {
+    current: Option<(String, ProgressBar)>,
+}
+
+impl Bars {
+    /// Shows how far `name` has come; `Break` after Ctrl-C.
+    pub fn show(&mut self, name: String, done: usize, total: usize) -> ControlFlow<()> {
+        if self.current.as_ref().is_none_or(|(shown, _)| *shown != name) {
+            self.clear();
+            let bar = bar(total as u64, &name);
+            self.current = Some((name, bar));
+        }
+        if let Some((_, bar)) = &self.current {
+            bar.set_position(done as u64);
+        }
+        go_on()
+    }
+
+    fn clear(&mut self) {
+        if let Some((_, bar)) = self.current.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// Shows a training run and writes its events.
 pub struct Monitor {
     what: String,

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use indicatif::ProgressBar;
 use talion_attacks::{Attack, AttackSpec, Batch};
 use talion_core::{Budget, Classifier, Error, Objective, Result, write_atomically};
 use talion_defenses::{EstimatorSpec, gradient_map::MapGraph};
@@ -10,11 +9,7 @@ use talion_eval::{Contender, Front, Plan, Row, Scene, evaluate, gallery};
 use talion_models::Model;
 use tch::Tensor;
 
-use crate::{
-    bundled::Networks,
-    monitor::{bar, go_on},
-    samples::Samples,
-};
+use crate::{bundled::Networks, monitor::Bars, samples::Samples};
 
 /// Bare classifier, one-stream twin where there is one, TRN.
 pub fn contenders(networks: &Networks) -> Vec<Contender<'_>> {
@@ -35,30 +30,16 @@ pub fn measured(
     samples: &Samples,
     plan: &Plan,
 ) -> Result<Vec<Row>> {
-    let mut current: Option<(String, ProgressBar)> = None;
-    let rows = evaluate(
+    let mut bars = Bars::default();
+    evaluate(
         classifier,
         contenders,
         (&samples.images, &samples.labels, &samples.ids),
         plan,
         &mut |setting, done, total| {
-            let name = setting.map_or("clean".into(), ToString::to_string);
-            if current.as_ref().is_none_or(|(shown, _)| *shown != name) {
-                if let Some((_, old)) = current.take() {
-                    old.finish_and_clear();
-                }
-                current = Some((name.clone(), bar(total as u64, &name)));
-            }
-            if let Some((_, bar)) = &current {
-                bar.set_position(done as u64);
-            }
-            go_on()
+            bars.show(setting.map_or("clean".into(), ToString::to_string), done, total)
         },
-    );
-    if let Some((_, last)) = current {
-        last.finish_and_clear();
-    }
-    rows
+    )
 }
 
 /// What has to be said beside every figure against attackers that do not see the defence.

@@ -39,6 +39,7 @@ fn help_teaches() {
         &["train", "trn", "--help"],
         &["evaluate", "--help"],
         &["attack", "--help"],
+        &["maps", "--help"],
         &["restore", "--help"],
         &["model", "--help"],
         &["model", "inspect", "--help"],
@@ -65,6 +66,39 @@ fn the_demo_measures_and_draws() {
     assert_eq!(report["adaptive"].as_array().unwrap().len(), 2);
     let picture = image::open(folder.path().join("demo.png")).unwrap();
     assert!(picture.width() > 500 && picture.height() > 100);
+}
+
+#[test]
+fn maps_are_compared_with_what_attacks_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let measure = [
+        "--json",
+        "maps",
+        "--images",
+        "8",
+        "--attack",
+        "pgd-5@8/255",
+        "--attack",
+        "exact:fgsm@8/255",
+        "-o",
+        "maps.json",
+    ];
+    let output = talion(folder.path(), &measure);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let kept: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("maps.json")).unwrap()).unwrap();
+    assert_eq!(report, kept);
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    // two references, three maps, two passes
+    assert!(rows.iter().all(|row| row["directions"].as_array().unwrap().len() == 7));
+    // the bundled network undoes most of an attack that does not see it
+    let undone = rows[0]["directions"][6]["undone"]["mean"].as_f64().unwrap();
+    assert!(undone > 0.3 && undone < 1.2, "{undone}");
+
+    let alone = talion(folder.path(), &["maps", "--trn", "maps.json"]);
+    assert!(!alone.status.success() && text(&alone.stderr).contains("--model"));
 }
 
 #[test]

@@ -18,6 +18,10 @@ impl GradientMapEstimator for Coarse {
         1
     }
 
+    fn names(&self) -> Vec<String> {
+        vec!["the restoration's label, at the input".into()]
+    }
+
     fn evidence(&self) -> i64 {
         2
     }

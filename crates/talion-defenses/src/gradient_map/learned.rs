@@ -62,6 +62,10 @@ impl GradientMapEstimator for Learned {
         1
     }
 
+    fn names(&self) -> Vec<String> {
+        vec!["labels weighted by a head, at the input".into()]
+    }
+
     fn evidence(&self) -> i64 {
         1
     }

@@ -70,6 +70,9 @@ pub trait GradientMapEstimator: Send {
     /// Maps per image; each has as many channels as the image.
     fn maps(&self) -> i64;
 
+    /// What each map is of, in words for tables.
+    fn names(&self) -> Vec<String>;
+
     /// Numbers of evidence per image.
     fn evidence(&self) -> i64;
 

@@ -16,6 +16,10 @@ impl GradientMapEstimator for Oracle {
         1
     }
 
+    fn names(&self) -> Vec<String> {
+        vec!["the true label, at the input".into()]
+    }
+
     fn evidence(&self) -> i64 {
         2
     }

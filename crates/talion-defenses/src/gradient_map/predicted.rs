@@ -19,6 +19,10 @@ impl GradientMapEstimator for Predicted {
         1
     }
 
+    fn names(&self) -> Vec<String> {
+        vec!["the given label, at the input".into()]
+    }
+
     fn evidence(&self) -> i64 {
         2
     }

@@ -13,6 +13,10 @@ impl GradientMapEstimator for Restoration {
         0
     }
 
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn evidence(&self) -> i64 {
         0
     }

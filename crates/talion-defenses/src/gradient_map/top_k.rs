@@ -16,6 +16,10 @@ impl GradientMapEstimator for TopK {
         self.k
     }
 
+    fn names(&self) -> Vec<String> {
+        (1..=self.k).map(|place| format!("label no. {place}, at the input")).collect()
+    }
+
     fn evidence(&self) -> i64 {
         self.k
     }

@@ -27,6 +27,14 @@ impl GradientMapEstimator for WalkBack {
         3
     }
 
+    fn names(&self) -> Vec<String> {
+        vec![
+            format!("the given label, at {NEAR} of the way"),
+            format!("the given label, at {FAR} of the way"),
+            format!("the least likely label, at {NEAR} of the way"),
+        ]
+    }
+
     fn evidence(&self) -> i64 {
         8
     }

@@ -239,6 +239,11 @@ impl Trn {
         self.store.variables().values().map(Tensor::numel).sum()
     }
 
+    /// What each of its gradient maps is of, in words; none in a one-stream network.
+    pub fn map_names(&self) -> Vec<String> {
+        self.estimator.as_ref().map(|estimator| estimator.names()).unwrap_or_default()
+    }
+
     /// Runs the first pass and the estimator.
     ///
     /// # Shapes

@@ -2,7 +2,6 @@
 
 mod cell;
 mod factors;
-mod interval;
 mod table;
 
 use talion_core::Result;

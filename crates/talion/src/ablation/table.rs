@@ -6,14 +6,17 @@ use serde::Serialize;
 use serde_json::Value;
 use talion_core::{Error, Result};
 use talion_defenses::training::TrnTraining;
-use talion_eval::Proportion;
+use talion_eval::{Proportion, half_width, mean};
 
 use super::{
     Design, Factor, Results,
     cell::{Cell, Conditions},
     factors::{BASE, Level},
-    interval::{FORMULA, half_width, mean},
 };
+
+/// What a mean and its interval are, in words, for every table that shows them.
+const FORMULA: &str = "mean of n seeds and 95 % interval mean +- t s / sqrt(n), with s the standard deviation over the \
+     seeds (divisor n - 1) and t the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom";
 
 /// What has to be known of an ablation beside its figures.
 #[derive(Clone, Debug, Serialize)]

@@ -7,6 +7,7 @@ pub mod data;
 pub mod demo;
 pub mod evaluate;
 pub mod export;
+pub mod maps;
 pub mod model;
 pub mod reproduce;
 pub mod restore;

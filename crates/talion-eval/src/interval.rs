@@ -1,18 +1,46 @@
-//! How sure a mean over seeds is.
+//! How sure a mean is.
 
-use std::f64::consts::FRAC_2_PI;
+use std::{f64::consts::FRAC_2_PI, fmt};
 
-/// What a mean and its interval are, in words, for every table that shows them.
-pub const FORMULA: &str = "mean of n seeds and 95 % interval mean +- t s / sqrt(n), with s the standard deviation over the \
-     seeds (divisor n - 1) and t the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom";
+use serde::Serialize;
+
+/// A mean and how far its 95 % interval reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Mean {
+    /// The arithmetic mean; NaN (null as JSON) of nothing.
+    pub mean: f64,
+    /// See [`half_width`].
+    pub half_width: Option<f64>,
+    /// Of how many values.
+    pub count: usize,
+}
+
+impl Mean {
+    /// Of these values.
+    pub fn of(values: &[f64]) -> Self {
+        Self { mean: mean(values), half_width: half_width(values), count: values.len() }
+    }
+}
+
+impl fmt::Display for Mean {
+    /// For instance `0.42 ± 0.03`, or a dash for the mean of nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.half_width {
+            Some(half) => write!(f, "{:.2} ± {half:.2}", self.mean),
+            None if self.count == 0 => f.write_str("-"),
+            None => write!(f, "{:.2}", self.mean),
+        }
+    }
+}
 
 /// The arithmetic mean; NaN of nothing.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// How far the 95 % interval of Student (1908) reaches from the mean to either side: [`FORMULA`]. `None` for fewer than
-/// two values, which say nothing of their spread.
+/// How far the 95 % interval of Student (1908) reaches from the mean to either side: `t s / sqrt(n)`, with `s` the standard
+/// deviation (divisor n - 1) and `t` the 97.5 % quantile with n - 1 degrees of freedom. `None` for fewer than two values,
+/// which say nothing of their spread.
 pub fn half_width(values: &[f64]) -> Option<f64> {
     if values.len() < 2 {
         return None;
@@ -84,5 +112,7 @@ mod tests {
         assert!((half - 4.302_653 / 3.0_f64.sqrt()).abs() < 1e-5, "{half}");
         assert_eq!(half_width(&[0.5]), None);
         assert_eq!(half_width(&[0.5, 0.5]), Some(0.0));
+        assert_eq!(Mean::of(&values).to_string(), "2.00 ± 2.48");
+        assert_eq!([Mean::of(&[0.5]), Mean::of(&[])].map(|mean| mean.to_string()), ["0.50", "-"]);
     }
 }
