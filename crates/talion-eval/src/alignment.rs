@@ -29,6 +29,9 @@ pub struct Direction {
     pub cosine: Mean,
     /// Of what a network takes away: which part of the attack that undoes, its projection onto it; 1 is all.
     pub undone: Option<Mean>,
+    /// Of the change that the last pass made by itself: its cosine with the way down the classifier's loss for the true label,
+    /// where the pass began (the sign of the gradient, negative). How well the pass knows what the classifier would answer to.
+    pub downhill: Option<Mean>,
 }
 
 /// Beside everything that each setting of `plan` adds to images that the bare classifier is right about: gradients at the
@@ -119,84 +122,102 @@ fn beside(
         let added = &attacked - clean;
         let here = tch::no_grad(|| directions(classifier, trn, &attacked, &part(labels)));
         if found.is_empty() {
-            found = here.iter().map(|(name, what, _)| Found::new(name, *what)).collect();
+            found = here.iter().map(|seen| Found::new(&seen.name)).collect();
         }
-        for (found, (.., direction)) in found.iter_mut().zip(&here) {
-            found.add(direction, &added)?;
+        for (found, seen) in found.iter_mut().zip(&here) {
+            found.add(seen, &added)?;
         }
     }
     Ok(found.into_iter().map(Found::direction).collect())
 }
 
-/// What a direction is.
-#[derive(Clone, Copy, PartialEq)]
-enum What {
-    Map,
-    Removal,
+/// A direction at every image of a batch.
+struct Seen {
+    name: String,
+    along: Tensor,
+    /// Of what a network takes away: what its last pass added to the image, and the way down the loss from there.
+    pass: Option<(Tensor, Tensor)>,
 }
 
-fn directions(
-    classifier: &dyn Classifier,
-    trn: &Trn,
-    images: &Tensor,
-    labels: &Tensor,
-) -> Vec<(String, What, Tensor)> {
-    let at_input =
-        |labels: &Tensor| classifier.input_gradient(images, labels, Objective::CrossEntropy).gradient.sign();
+impl Seen {
+    fn map(name: impl Into<String>, along: Tensor) -> Self {
+        Self { name: name.into(), along, pass: None }
+    }
+}
+
+fn directions(classifier: &dyn Classifier, trn: &Trn, images: &Tensor, labels: &Tensor) -> Vec<Seen> {
+    let uphill = |images: &Tensor, labels: &Tensor| {
+        classifier.input_gradient(images, labels, Objective::CrossEntropy).gradient.sign()
+    };
+    let removal = |name: &str, before: &Tensor, after: &Tensor| Seen {
+        name: name.into(),
+        along: images - after,
+        pass: Some((after - before, -uphill(before, labels))),
+    };
     let given = classifier.logits(images).argmax(1, false);
     let mut all = vec![
-        ("the true label, at the input".into(), What::Map, at_input(labels)),
-        ("the given label, at the input".into(), What::Map, at_input(&given)),
+        Seen::map("the true label, at the input", uphill(images, labels)),
+        Seen::map("the given label, at the input", uphill(images, &given)),
     ];
     let prepared = trn.prepare(classifier, images, MapGraph::Constant, None);
     let names = trn.map_names();
     if let Some(maps) = prepared.maps.as_ref().filter(|_| !names.is_empty()) {
-        let own = names.into_iter().zip(maps.chunk(trn.map_names().len() as i64, 1));
-        all.extend(own.map(|(name, map)| (format!("own map: {name}"), What::Map, map.sign())));
+        let own = names.iter().zip(maps.chunk(names.len() as i64, 1));
+        all.extend(own.map(|(name, map)| Seen::map(format!("own map: {name}"), map.sign())));
     }
-    if let Some(first) = &prepared.first {
-        all.push(("what the first pass takes away".into(), What::Removal, images - trn.apply(images, first)));
-    }
+    let first = prepared.first.as_ref().map(|first| trn.apply(images, first));
+    all.extend(first.as_ref().map(|first| removal("what the first pass takes away", images, first)));
     let restored = trn.restore_prepared(images, &prepared);
-    all.push(("what the network takes away".into(), What::Removal, images - restored));
+    all.push(removal("what the network takes away", first.as_ref().unwrap_or(images), &restored));
     all
 }
 
 /// A direction as it is being measured: numbers by image.
 struct Found {
     name: String,
-    what: What,
     cosines: Vec<f64>,
-    undone: Vec<f64>,
+    /// Of a removal: what is undone, and how far downhill.
+    pass: Option<(Vec<f64>, Vec<f64>)>,
 }
 
 impl Found {
-    fn new(name: &str, what: What) -> Self {
-        Self { name: name.to_owned(), what, cosines: Vec::new(), undone: Vec::new() }
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), cosines: Vec::new(), pass: None }
     }
 
-    fn add(&mut self, direction: &Tensor, added: &Tensor) -> Result<()> {
-        let flat = |tensor: &Tensor| tensor.flatten(1, -1).to_kind(Kind::Double);
-        let (direction, added) = (flat(direction), flat(added));
-        let dot = |a: &Tensor, b: &Tensor| -> Result<Vec<f64>> {
-            Ok(Vec::try_from((a * b).sum_dim_intlist([1_i64].as_slice(), false, None))?)
-        };
-        let lengths = dot(&direction, &direction)?.into_iter().zip(dot(&added, &added)?);
-        for (both, (direction, added)) in dot(&direction, &added)?.into_iter().zip(lengths) {
-            if direction > 0.0 && added > 0.0 {
-                self.cosines.push(both / (direction * added).sqrt());
-            }
-            if added > 0.0 {
-                self.undone.push(both / added);
-            }
+    fn add(&mut self, seen: &Seen, added: &Tensor) -> Result<()> {
+        self.cosines.extend(cosines(&seen.along, added)?);
+        if let Some((change, downhill)) = &seen.pass {
+            let (undone, down) = self.pass.get_or_insert_default();
+            undone.extend(projections(&seen.along, added)?);
+            down.extend(cosines(change, downhill)?);
         }
         Ok(())
     }
 
     fn direction(self) -> Direction {
-        let undone = (self.what == What::Removal).then(|| Mean::of(&self.undone));
-        Direction { name: self.name, cosine: Mean::of(&self.cosines), undone }
+        let (undone, downhill) = self.pass.map(|(undone, down)| (Mean::of(&undone), Mean::of(&down))).unzip();
+        Direction { name: self.name, cosine: Mean::of(&self.cosines), undone, downhill }
     }
+}
+
+/// Each row's inner product, in double precision.
+fn dot(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
+    let flat = |tensor: &Tensor| tensor.flatten(1, -1).to_kind(Kind::Double);
+    Ok(Vec::try_from((flat(a) * flat(b)).sum_dim_intlist([1_i64].as_slice(), false, None))?)
+}
+
+/// Each row's cosine; none of rows in which either is zero.
+fn cosines(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
+    let lengths = dot(a, a)?.into_iter().zip(dot(b, b)?).map(|(a, b)| (a * b).sqrt());
+    let both = dot(a, b)?.into_iter().zip(lengths).filter(|(_, length)| *length > 0.0);
+    Ok(both.map(|(both, length)| both / length).collect())
+}
+
+/// Each row of `a`, projected onto `b` and in units of it; none of rows in which `b` is zero.
+fn projections(a: &Tensor, b: &Tensor) -> Result<Vec<f64>> {
+    let both = dot(a, b)?.into_iter().zip(dot(b, b)?).filter(|(_, length)| *length > 0.0);
+    Ok(both.map(|(both, length)| both / length).collect())
 }
 
 /// A Markdown table: a line a direction, a column an attack.
@@ -212,14 +233,18 @@ pub fn markdown(rows: &[Aligned]) -> String {
         let mut line = vec![format!("{}: cosine", first.directions[place].name)];
         line.extend(each().map(|direction| direction.cosine.to_string()));
         cells.push(line);
-        if first.directions[place].undone.is_some() {
-            let mut line = vec![format!("{}: share undone", first.directions[place].name)];
-            line.extend(
-                each()
-                    .map(|direction| direction.undone.map_or_else(String::new, |undone| undone.to_string())),
-            );
-            cells.push(line);
-        }
+        let mut more = |what: &str, figure: &dyn Fn(&Direction) -> Option<Mean>| {
+            if figure(&first.directions[place]).is_some() {
+                let mut line = vec![format!("{}: {what}", first.directions[place].name)];
+                line.extend(
+                    each()
+                        .map(|direction| figure(direction).map_or_else(String::new, |mean| mean.to_string())),
+                );
+                cells.push(line);
+            }
+        };
+        more("share undone", &|direction| direction.undone);
+        more("its last pass downhill", &|direction| direction.downhill);
     }
     aligned(&cells)
 }
@@ -311,6 +336,7 @@ mod tests {
         // a network that does nothing has no direction, and undoes nothing
         let removal = &row.directions[3];
         assert_eq!((removal.cosine.count, removal.undone.unwrap().mean), (0, 0.0));
+        assert_eq!(removal.downhill.unwrap().count, 0);
         let table = markdown(&[row]);
         assert!(table.contains("fooled, %") && table.contains("1.00 ± 0.00"), "{table}");
     }
@@ -324,6 +350,9 @@ mod tests {
         assert_eq!((cosine.count, undone.count), (26, 26));
         assert!(undone.mean != 0.0 && cosine.mean.abs() < 1.0, "{removal:?}");
         assert_eq!(undone.mean.signum(), cosine.mean.signum());
+        // FGSM goes up the loss of a line, so what undoes it goes down, by the same angle
+        let downhill = removal.downhill.unwrap();
+        assert!((downhill.mean - cosine.mean).abs() < 1e-6, "{downhill:?} {cosine:?}");
     }
 
     #[test]
