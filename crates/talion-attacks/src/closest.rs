@@ -2,7 +2,7 @@
 //!
 //! They know a budget's norm from the beginning, but its radius only at the end: what they found counts if it lies inside.
 
-use talion_core::{Budget, Classifier, Error, InputGradient, Norm, Objective, Result};
+use talion_core::{Budget, Classifier, Error, InputGradient, Norm, Objective, Result, elementwise};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -118,7 +118,7 @@ impl Hunt {
     /// `[N]`, `f64`.
     pub fn annealed(&self, first: f64, last: f64, steps: u32) -> Tensor {
         let angle = self.rows.iteration.to_kind(Kind::Double) * (std::f64::consts::PI / f64::from(steps));
-        (angle.cos() + 1.0) * ((first - last) / 2.0) + last
+        (elementwise(&angle, f64::cos, Tensor::cos) + 1.0) * ((first - last) / 2.0) + last
     }
 
     /// Counts a step, and finishes the rows that have nothing left to do, or need no more.

@@ -1,7 +1,7 @@
 //! The attack of Carlini and Wagner.
 
 use serde::{Deserialize, Serialize};
-use talion_core::{Classifier, Norm, Result};
+use talion_core::{Classifier, Norm, Result, elementwise};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -101,13 +101,14 @@ impl Pursuit for Descent {
     fn step(&mut self, hunt: &mut Hunt, classifier: &dyn Classifier) -> Result<Tensor> {
         let original = hunt.rows.original.shallow_clone();
         // a search starts at the image itself, not at what is left of it after a journey through tanh space
-        let images = choose(&self.weights.starts(), &original, &to_images(&self.place));
+        let bent = bend(&self.place);
+        let images = choose(&self.weights.starts(), &original, &to_images(&bent));
         let found = look(classifier, &images, &|logits| hunt.shortfall(logits, self.confidence));
         let fooled = hunt.fools(&found.logits).logical_and(&found.loss.le(0.0));
         let distance = hunt.offer(&images, &fooled);
         let loss = distance.square() + self.weights.weighted(&found.loss);
         let by_image = (&images - &original) * 2.0 + self.weights.weighted(&found.gradient);
-        self.descend(&(by_image * slope(&self.place)));
+        self.descend(&(by_image * slope(&bent)));
         let ended = self.weights.advance(&fooled, &loss);
         self.restart(&ended, &original);
         Ok(self.weights.done())
@@ -130,7 +131,7 @@ impl Descent {
         let steps = self.weights.elapsed() + 1.0;
         // both means start at 0, and are that much too small
         let unbiased = |mean: &Tensor, decay: f64| {
-            let share = 1.0_f64 - (&steps * decay.ln()).exp();
+            let share = 1.0_f64 - elementwise(&(&steps * decay.ln()), f64::exp, Tensor::exp);
             scaled(mean, &share.reciprocal())
         };
         let size = unbiased(&self.square, SQUARE_DECAY).sqrt() + 1e-8;
@@ -154,20 +155,25 @@ const SQUARE_DECAY: f64 = 0.999;
 /// How much of `tanh` space's range the box fills: its ends would otherwise lie at infinity.
 const SHARE: f64 = 0.999_999;
 
-/// From `tanh` space into the box.
-fn to_images(place: &Tensor) -> Tensor {
+/// The hyperbolic tangent of a place in `tanh` space.
+fn bend(place: &Tensor) -> Tensor {
+    elementwise(place, f64::tanh, Tensor::tanh)
+}
+
+/// Into the box, from a [bent](bend) place in `tanh` space.
+fn to_images(bent: &Tensor) -> Tensor {
     // the last millionth sticks out of the box
-    (place.tanh() * (0.5 / SHARE) + 0.5).clamp(0.0, 1.0)
+    (bent * (0.5 / SHARE) + 0.5).clamp(0.0, 1.0)
 }
 
 /// From the box to `tanh` space.
 fn to_place(images: &Tensor) -> Tensor {
-    ((images * 2.0 - 1.0) * SHARE).atanh()
+    elementwise(&((images * 2.0 - 1.0) * SHARE), f64::atanh, Tensor::atanh)
 }
 
-/// The derivative of [`to_images`].
-fn slope(place: &Tensor) -> Tensor {
-    (1.0 - place.tanh().square()) * (0.5 / SHARE)
+/// The derivative of [`to_images`] by the place itself.
+fn slope(bent: &Tensor) -> Tensor {
+    (1.0 - bent.square()) * (0.5 / SHARE)
 }
 
 /// The first weight.
@@ -309,7 +315,7 @@ mod tests {
         let images = Tensor::from_slice(&[0.0_f32, 1e-7, 0.3, 0.5, 1.0]);
         let place = to_place(&images);
         assert!(bool::try_from(place.isfinite().all()).unwrap());
-        assert!((to_images(&place) - images).abs().max().double_value(&[]) < 1e-6);
+        assert!((to_images(&bend(&place)) - images).abs().max().double_value(&[]) < 1e-6);
     }
 
     #[test]

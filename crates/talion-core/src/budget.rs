@@ -209,15 +209,20 @@ impl Budget {
                 let direction = self.steepest(&crate::gaussian_noise(row, ids, seed, purpose, restart));
                 let dimensions = row.iter().product::<i64>().max(1) as f64;
                 let radius = crate::uniform_noise(&[1], ids, seed, &format!("{purpose}/radius"), restart);
-                let radius = ((radius + 1.0) / 2.0).pow_tensor_scalar(1.0 / dimensions) * self.epsilon;
+                let root = |share: f64| share.powf(1.0 / dimensions);
+                let radius = crate::elementwise(&((radius + 1.0) / 2.0), root, |share| {
+                    share.pow_tensor_scalar(1.0 / dimensions)
+                }) * self.epsilon;
                 direction * per_row(&radius.flatten(0, -1), original)
             }
             Norm::L1 => {
                 // Signed exponential draws, divided by their sum, are uniform on the sphere; one more draw in the sum
                 // makes them uniform in the ball (Barthe et al. 2005).
                 let signed = crate::uniform_noise(row, ids, seed, purpose, restart);
-                let exponential =
-                    |uniform: Tensor| -Tensor::from(1.0_f32).g_sub(&uniform).clamp_min(1e-7).log();
+                let exponential = |uniform: Tensor| {
+                    let rest = Tensor::from(1.0_f32).g_sub(&uniform).clamp_min(1e-7);
+                    -crate::elementwise(&rest, f64::ln, Tensor::log)
+                };
                 let size = exponential(signed.abs());
                 let inner = crate::uniform_noise(&[1], ids, seed, &format!("{purpose}/radius"), restart);
                 let inner = exponential((inner + 1.0) / 2.0);

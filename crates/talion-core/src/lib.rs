@@ -13,6 +13,7 @@ Conventions, everywhere:
 mod archive;
 mod budget;
 mod classifier;
+mod elementwise;
 mod error;
 mod objective;
 mod stream;
@@ -23,6 +24,7 @@ pub use classifier::{
     Classifier, InputGradient, Reference, autograd_logit_gradients, autograd_loss_gradient, check_images,
     check_labels, gradients_taken, note_gradient,
 };
+pub use elementwise::elementwise;
 pub use error::{Error, Result};
 pub use objective::Objective;
 pub use stream::{SampleStream, gaussian_noise, shuffled, uniform_noise};
