@@ -13,6 +13,7 @@ import array
 import json
 import pathlib
 import random
+import shutil
 import struct
 import sys
 import zlib
@@ -66,8 +67,10 @@ def write(source, folder, count, seed):
     draw = random.Random(seed)
     classes = max(labels) + 1
     unfinished = folder.with_name(folder.name + ".unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
     for place in range(classes * classes):
-        (unfinished / f"{place:03}").mkdir(parents=True, exist_ok=True)
+        (unfinished / f"{place:03}").mkdir(parents=True)
 
     def pixels(image):
         return bytes(round(value * 255) for value in values[image * size : (image + 1) * size])

@@ -17,7 +17,8 @@ use crate::{
 ///
 /// # Errors
 /// [`DataError::Request`] if `dir`/SPLIT is there already or images would become too small or too large, [`DataError::Io`] if
-/// something cannot be written. Until the last image is written the folder's name ends with `.unfinished`.
+/// something cannot be written. Until the last image is written the folder's name ends with `.unfinished`; what is left of such
+/// a folder is removed.
 pub fn write_folder(data: &Dataset, dir: &Path, side: Option<u32>) -> Result<()> {
     let size = size_of(data, side)?;
     let place = dir.join(data.split().to_string());
@@ -28,6 +29,10 @@ pub fn write_folder(data: &Dataset, dir: &Path, side: Option<u32>) -> Result<()>
         )));
     }
     let unfinished = dir.join(format!("{}.unfinished", data.split()));
+    // what an interrupted export left may be of other images, or of another size
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished).map_err(DataError::io("remove", &unfinished))?;
+    }
     let names = data.class_names().iter().enumerate();
     let classes: Vec<_> =
         names.map(|(class, name)| unfinished.join(format!("{class:03}-{}", plain(name)))).collect();
@@ -116,6 +121,16 @@ mod tests {
             let error = write_folder(&data, &place, None).unwrap_err().to_string();
             assert!(error.contains("there already"), "{error}");
         }
+    }
+
+    #[test]
+    fn nothing_of_an_interrupted_export_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join("train.unfinished/000-a-b");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("000007.png"), "half a picture").unwrap();
+        write_folder(&colours(), folder.path(), None).unwrap();
+        assert_eq!(folder::load(folder.path(), Split::Train).unwrap().len(), 3);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use talion_core::{Error, Result};
-use talion_data::{Dataset, DatasetSpec, Split};
+use talion_data::{Dataset, DatasetSpec};
 use talion_defenses::{Defence, EstimatorSpec, Trn};
 use talion_eval::{Entrant, Player, fingerprint};
 use talion_models::Model;
@@ -13,6 +13,7 @@ use tch::Device;
 use crate::{
     bundled::Networks,
     fronts::{FrontSpec, Loaded, Named},
+    samples::test_split,
 };
 
 /// Which networks, and which images.
@@ -47,10 +48,7 @@ impl CastArgs {
     /// # Errors
     /// If the data set cannot be read.
     pub fn dataset(&self) -> talion_data::Result<Dataset> {
-        match &self.data {
-            Some(spec) => talion_data::load(spec, Split::Test, None),
-            None => talion_data::fashion_mnist_sample(),
-        }
+        test_split(self.data.as_ref())
     }
 }
 

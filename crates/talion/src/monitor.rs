@@ -10,6 +10,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use talion_core::{Error, Result};
+use talion_eval::Setting;
 use talion_models::training::Event;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -39,15 +40,16 @@ pub fn bar(total: u64, what: &str) -> ProgressBar {
     bar
 }
 
-/// Progress bars one after another, for work that says by name what it is at.
+/// Progress bars one after another, one a setting.
 #[derive(Default)]
 pub struct Bars {
     current: Option<(String, ProgressBar)>,
 }
 
 impl Bars {
-    /// Shows how far `name` has come; `Break` after Ctrl-C.
-    pub fn show(&mut self, name: String, done: usize, total: usize) -> ControlFlow<()> {
+    /// Shows how far `setting`, or work on clean images, has come; `Break` after Ctrl-C.
+    pub fn show(&mut self, setting: Option<&Setting>, done: usize, total: usize) -> ControlFlow<()> {
+        let name = setting.map_or("clean".into(), ToString::to_string);
         if self.current.as_ref().is_none_or(|(shown, _)| *shown != name) {
             self.clear();
             let bar = bar(total as u64, &name);

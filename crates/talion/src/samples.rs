@@ -1,9 +1,20 @@
 //! The images that a command measures on.
 
 use talion_core::{Error, Result};
-use talion_data::Dataset;
+use talion_data::{Dataset, DatasetSpec, Split};
 use talion_models::Model;
 use tch::{Device, Tensor};
+
+/// The test images that a command is to take: of `data`, or the bundled sample.
+///
+/// # Errors
+/// If the data set cannot be read.
+pub fn test_split(data: Option<&DatasetSpec>) -> talion_data::Result<Dataset> {
+    match data {
+        Some(spec) => talion_data::load(spec, Split::Test, None),
+        None => talion_data::fashion_mnist_sample(),
+    }
+}
 
 /// Images with labels and ids.
 pub struct Samples {

@@ -36,9 +36,7 @@ pub fn measured(
         contenders,
         (&samples.images, &samples.labels, &samples.ids),
         plan,
-        &mut |setting, done, total| {
-            bars.show(setting.map_or("clean".into(), ToString::to_string), done, total)
-        },
+        &mut |setting, done, total| bars.show(setting, done, total),
     )
 }
 

@@ -14,10 +14,6 @@ pub struct Coarse {
 }
 
 impl GradientMapEstimator for Coarse {
-    fn maps(&self) -> i64 {
-        1
-    }
-
     fn names(&self) -> Vec<String> {
         vec!["the restoration's label, at the input".into()]
     }

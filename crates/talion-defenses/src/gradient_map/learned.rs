@@ -58,10 +58,6 @@ impl Learned {
 }
 
 impl GradientMapEstimator for Learned {
-    fn maps(&self) -> i64 {
-        1
-    }
-
     fn names(&self) -> Vec<String> {
         vec!["labels weighted by a head, at the input".into()]
     }

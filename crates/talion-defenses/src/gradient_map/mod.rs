@@ -67,10 +67,7 @@ pub struct MapContext<'a> {
 
 /// Estimates the gradient maps of images whose true labels are unknown.
 pub trait GradientMapEstimator: Send {
-    /// Maps per image; each has as many channels as the image.
-    fn maps(&self) -> i64;
-
-    /// What each map is of, in words for tables.
+    /// What each map is of, in words for tables: as many as there are maps per image, each with as many channels as the image.
     fn names(&self) -> Vec<String>;
 
     /// Numbers of evidence per image.

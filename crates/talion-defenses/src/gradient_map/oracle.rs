@@ -12,10 +12,6 @@ use super::{
 pub struct Oracle;
 
 impl GradientMapEstimator for Oracle {
-    fn maps(&self) -> i64 {
-        1
-    }
-
     fn names(&self) -> Vec<String> {
         vec!["the true label, at the input".into()]
     }

@@ -15,10 +15,6 @@ use super::{
 pub struct Predicted;
 
 impl GradientMapEstimator for Predicted {
-    fn maps(&self) -> i64 {
-        1
-    }
-
     fn names(&self) -> Vec<String> {
         vec!["the given label, at the input".into()]
     }

@@ -9,10 +9,6 @@ use super::{Emission, EmittedMaps, GradientMapEstimator, MapContext, Maps, no_ev
 pub struct Restoration;
 
 impl GradientMapEstimator for Restoration {
-    fn maps(&self) -> i64 {
-        0
-    }
-
     fn names(&self) -> Vec<String> {
         Vec::new()
     }

@@ -12,10 +12,6 @@ pub struct TopK {
 }
 
 impl GradientMapEstimator for TopK {
-    fn maps(&self) -> i64 {
-        self.k
-    }
-
     fn names(&self) -> Vec<String> {
         (1..=self.k).map(|place| format!("label no. {place}, at the input")).collect()
     }

@@ -23,10 +23,6 @@ const NEAR: f64 = 0.5;
 const FAR: f64 = 0.2;
 
 impl GradientMapEstimator for WalkBack {
-    fn maps(&self) -> i64 {
-        3
-    }
-
     fn names(&self) -> Vec<String> {
         vec![
             format!("the given label, at {NEAR} of the way"),

@@ -107,7 +107,9 @@ impl Trn {
             channels: card.spec.channels,
             classes: card.classes,
             first_pass: card.spec.first.is_some(),
-            gradient: estimator.as_ref().map(|estimator| (estimator.maps(), estimator.evidence())),
+            gradient: estimator
+                .as_ref()
+                .map(|estimator| (estimator.names().len() as i64, estimator.evidence())),
         };
         let main = Network::new(&(&root / "main"), &card.spec, streams);
         let first = card.spec.first.as_deref().map(|spec| {

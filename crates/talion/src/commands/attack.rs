@@ -10,7 +10,7 @@ use talion_attacks::{
     autoattack, comparisons,
 };
 use talion_core::{Archive, Budget, Classifier, Error, Norm, Objective, Result, Tensors, parse_fraction};
-use talion_data::{Dataset, DatasetSpec, Split};
+use talion_data::{Dataset, DatasetSpec};
 use talion_defenses::{Defended, GradientMode};
 use talion_eval::Proportion;
 use tch::{Device, Tensor};
@@ -19,7 +19,7 @@ use crate::{
     bundled::Networks,
     failure::CommandResult,
     monitor::{bar, catch_interrupts, go_on},
-    samples::{Samples, fits},
+    samples::{Samples, fits, test_split},
 };
 
 /// Attack a classifier and keep the adversarial images.
@@ -103,10 +103,7 @@ pub fn run(args: &AttackArgs, json: bool) -> CommandResult {
     let budget = Budget::new(args.norm, args.eps)?;
     let which = named(&args.attack)?;
     let networks = networks(args, device)?;
-    let data = match &args.data {
-        Some(spec) => talion_data::load(spec, Split::Test, None)?,
-        None => talion_data::fashion_mnist_sample()?,
-    };
+    let data = test_split(args.data.as_ref())?;
     fits(&networks.classifier, &data)?;
     let mut samples = Samples::first(&data, args.images, device)?;
     if let Some(target) = args.target {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use talion_core::write_atomically;
-use talion_data::{DatasetSpec, Split};
+use talion_data::DatasetSpec;
 use talion_eval::{Aligned, Plan, Setting, alignment_markdown, alignments};
 use tch::Device;
 
@@ -13,7 +13,7 @@ use crate::{
     bundled::Networks,
     failure::CommandResult,
     monitor::{Bars, catch_interrupts},
-    samples::{Samples, fits},
+    samples::{Samples, fits, test_split},
 };
 
 /// Measure what a network's gradient maps show of attacks, and how much of them it takes away.
@@ -56,10 +56,7 @@ pub fn run(args: &MapsArgs, json: bool) -> CommandResult {
     catch_interrupts();
     let device = Device::cuda_if_available();
     let networks = Networks::load(args.model.as_deref(), None, args.trn.as_deref(), device)?;
-    let data = match &args.data {
-        Some(spec) => talion_data::load(spec, Split::Test, None)?,
-        None => talion_data::fashion_mnist_sample()?,
-    };
+    let data = test_split(args.data.as_ref())?;
     fits(&networks.classifier, &data)?;
     let samples = Samples::first(&data, args.images, device)?;
     let plan = Plan { settings: args.attacks.clone(), seed: args.seed };
@@ -69,9 +66,7 @@ pub fn run(args: &MapsArgs, json: bool) -> CommandResult {
         &networks.trn,
         (&samples.images, &samples.labels, &samples.ids),
         &plan,
-        &mut |setting, done, total| {
-            bars.show(setting.map_or("clean".into(), ToString::to_string), done, total)
-        },
+        &mut |setting, done, total| bars.show(setting, done, total),
     )?;
     drop(bars);
     let report = json!({
