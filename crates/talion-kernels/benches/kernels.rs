@@ -2,7 +2,7 @@
 //! and of the first layer of the small network on images of 28x28; gradients of weights are those of the restoration network.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use talion_kernels::{After, Convolution, Geometry, Packed, Team, padded};
+use talion_kernels::{After, Convolution, Factors, Geometry, Packed, Team, padded};
 
 const IMAGES: usize = 16;
 
@@ -22,7 +22,9 @@ fn convolutions(criterion: &mut Criterion) {
     for (inputs, outputs, side, kernel, stride) in layers {
         let geometry = Geometry::new([kernel; 2], [stride; 2], [kernel / 2; 2]);
         let weights = (0..inputs * outputs * kernel * kernel).map(|place| (place % 13) as f32 * 0.01 - 0.06);
-        let layer = Convolution::new(geometry, [inputs, outputs], weights.collect(), &[]);
+        let weights: Vec<f32> = weights.collect();
+        let layer = Convolution::new(geometry, [inputs, outputs], weights.clone(), &[]);
+        let short = Convolution::new(geometry, [inputs, outputs], weights, &[]).with_factors(Factors::Bf16);
         let sides = geometry.output([side, side]).unwrap_or([0, 0]);
         let input = vec![0.5_f32; IMAGES * side * side * padded(inputs)];
         let mut output = vec![0.0_f32; IMAGES * sides[0] * sides[1] * padded(outputs)];
@@ -36,6 +38,12 @@ fn convolutions(criterion: &mut Criterion) {
         });
         group.bench_function(BenchmarkId::new("backward", threads), |bencher| {
             bencher.iter(|| layer.backward(&team, &output, shape, &mut back, After::nothing()));
+        });
+        group.bench_function(BenchmarkId::new("forward, bf16", threads), |bencher| {
+            bencher.iter(|| short.forward(&team, &input, shape, &mut output, After::nothing()));
+        });
+        group.bench_function(BenchmarkId::new("backward, bf16", threads), |bencher| {
+            bencher.iter(|| short.backward(&team, &output, shape, &mut back, After::nothing()));
         });
         group.finish();
     }

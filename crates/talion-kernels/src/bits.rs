@@ -1,6 +1,9 @@
 //! What happens to an output before it is written, and the one bit that is kept of an activation.
 
-use crate::{LANES, Real, simd::Vector};
+use crate::{
+    LANES, Real,
+    simd::{PAIRS, Vector},
+};
 
 /// Bytes of the mask of so many elements, which are a multiple of [`LANES`].
 pub fn mask_bytes(elements: usize) -> usize {
@@ -127,6 +130,15 @@ pub(crate) fn lanes<T>(values: &[T], at: usize) -> &[T; LANES] {
 pub(crate) fn lanes_mut<T>(values: &mut [T], at: usize) -> &mut [T; LANES] {
     match values[at..].first_chunk_mut() {
         Some(lanes) => lanes,
+        None => panic!("a map is too short"),
+    }
+}
+
+/// Room for eight numbers as pairs, from `at` on.
+#[inline(always)]
+pub(crate) fn pairs_mut<T>(values: &mut [T], at: usize) -> &mut [T; PAIRS] {
+    match values[at..].first_chunk_mut() {
+        Some(pairs) => pairs,
         None => panic!("a map is too short"),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use crate::{
     After, Real, Team,
     few::{Few, Side},
-    gemm::PANEL,
+    gemm::{Factors, PANEL},
     padded,
     patches::{Meeting, Patches},
     winograd::{TILE, Winograd},
@@ -77,6 +77,7 @@ pub struct Convolution<T> {
     channels: [usize; 2],
     weights: Vec<T>,
     bias: Vec<T>,
+    factors: Factors,
     forward: OnceLock<Method<T>>,
     backward: OnceLock<Method<T>>,
     /// The derivative where the kernel meets all of its input at once.
@@ -98,7 +99,18 @@ impl<T: Real> Convolution<T> {
             bias.resize(padded(outputs), T::default());
         }
         let (forward, backward, whole) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Self { geometry, channels: [inputs, outputs], weights, bias, forward, backward, whole }
+        let (channels, factors) = ([inputs, outputs], Factors::Full);
+        Self { geometry, channels, weights, bias, factors, forward, backward, whole }
+    }
+
+    /// The same with factors of this kind wherever many are multiplied; sums stay what they are, and so do layers of few channels.
+    /// Any processor can, but only one with [`crate::Level::has_bf16`] gains by it. To be said before the first use.
+    ///
+    /// # Panics
+    /// At the first use: if they are to be bf16 and T is f64.
+    #[must_use]
+    pub fn with_factors(self, factors: Factors) -> Self {
+        Self { factors, ..self }
     }
 
     /// How the kernel meets its input.
@@ -153,9 +165,14 @@ impl<T: Real> Convolution<T> {
             if let Some(side) = self.few(self.channels) {
                 Method::Few(Few::new(side, &self.geometry.meeting().ahead(), self.channels, weight))
             } else if self.geometry.tiled() {
-                Method::Tiles(Winograd::new(channels, self.geometry.before, weight))
+                Method::Tiles(Winograd::new(self.factors, channels, self.geometry.before, weight))
             } else {
-                Method::Patches(Patches::new(&self.geometry.meeting().ahead(), channels, weight))
+                Method::Patches(Patches::new(
+                    self.factors,
+                    &self.geometry.meeting().ahead(),
+                    channels,
+                    weight,
+                ))
             }
         });
         let output = &mut output[..shape[0] * sides[0] * sides[1] * channels[1]];
@@ -196,12 +213,18 @@ impl<T: Real> Convolution<T> {
                 // the derivative of a convolution is one with the kernel turned by half a turn
                 let weight = |to, from, row, column| weight(to, from, 2 - row, 2 - column);
                 Method::Tiles(Winograd::new(
+                    self.factors,
                     [outputs, inputs],
                     self.geometry.before.map(|zeros| 2 - zeros),
                     weight,
                 ))
             } else {
-                Method::Patches(Patches::new(&self.geometry.meeting().back(), [outputs, inputs], weight))
+                Method::Patches(Patches::new(
+                    self.factors,
+                    &self.geometry.meeting().back(),
+                    [outputs, inputs],
+                    weight,
+                ))
             }
         });
         let output = &mut output[..shape[0] * shape[1] * shape[2] * inputs];
@@ -232,7 +255,7 @@ impl<T: Real> Convolution<T> {
         let numbers = rows * columns * inputs;
         let product = self.whole.get_or_init(|| {
             let point = Geometry::new([1, 1], [1, 1], [0, 0]);
-            Patches::new(&point.meeting().ahead(), [outputs, numbers], |to, from, _, _| {
+            Patches::new(self.factors, &point.meeting().ahead(), [outputs, numbers], |to, from, _, _| {
                 let (pixel, channel) = (to / inputs, to % inputs);
                 self.weight(from, channel, pixel / columns, pixel % columns)
             })

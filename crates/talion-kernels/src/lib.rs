@@ -36,7 +36,7 @@ mod winograd;
 
 pub use bits::{After, Rectify, Sum, mask_bytes};
 pub use convolution::{Convolution, Geometry};
-pub use gemm::Packed;
+pub use gemm::{Factors, Packed};
 pub use pointwise::{affine, affine_back, from_planes, join, to_planes};
 pub use pooling::{Pooling, Window};
 pub use real::Real;

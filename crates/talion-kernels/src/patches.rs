@@ -5,9 +5,9 @@
 
 use crate::{
     LANES, Real,
-    bits::{Finish, Target, lanes},
-    gemm::Packed,
-    simd::{Vector, dispatch},
+    bits::{Finish, Target, lanes, pairs_mut},
+    gemm::{Factors, Packed},
+    simd::{PAIRS, Vector, dispatch},
     team::{Band, Team, bands},
 };
 
@@ -100,12 +100,13 @@ impl Meeting {
 impl<T: Real> Patches<T> {
     /// From `channels` to `outputs`; `weight(output, input, row, column)`, for padded numbers of channels.
     pub(crate) fn new(
+        factors: Factors,
         pattern: &Pattern,
         [channels, outputs]: [usize; 2],
         weight: impl Fn(usize, usize, usize, usize) -> f64,
     ) -> Self {
         let classes = pattern.parts.iter().map(|part| {
-            let weights = Packed::new(part.met.len() * channels, outputs, |row, output| {
+            let weights = Packed::with(factors, part.met.len() * channels, outputs, |row, output| {
                 let [down, across] = part.met[row / channels].0;
                 weight(output, row % channels, down, across)
             });
@@ -149,9 +150,9 @@ impl<T: Real> Patches<T> {
         let mut out = Target { output: band.output, bits: band.bits, base: band.base };
         let mut pixels: Vec<Pixel> = Vec::new();
         for class in &self.classes {
-            let depth = class.weights.depth();
-            let mut memory = team.take(BLOCK * (depth + class.weights.columns()) + LANES);
-            let (patches, products) = memory.split_at_mut(BLOCK * depth);
+            let places = class.weights.places();
+            let mut memory = team.take(BLOCK * (places + class.weights.columns()) + LANES);
+            let (patches, products) = memory.split_at_mut(BLOCK * places);
             pixels.clear();
             for unit in band.units.clone() {
                 let (image, row) = (unit / units, unit % units);
@@ -167,8 +168,11 @@ impl<T: Real> Patches<T> {
                 }));
             }
             for pixels in pixels.chunks(BLOCK) {
-                gather(input, source, self.channels, &class.taps, pixels, patches);
-                class.weights.multiply(patches, depth, pixels.len(), products);
+                match class.weights.factors() {
+                    Factors::Full => gather(input, source, self.channels, &class.taps, pixels, patches),
+                    Factors::Bf16 => gather_pairs(input, source, self.channels, &class.taps, pixels, patches),
+                }
+                class.weights.multiply(patches, places, pixels.len(), products);
                 write_out(products, class.weights.columns(), self.outputs, pixels, finish, &mut out);
             }
             team.give(memory);
@@ -188,6 +192,16 @@ struct Pixel {
     image: usize,
     at: [isize; 2],
     element: usize,
+}
+
+impl Pixel {
+    /// The input that meets a weight, by its number among all; none where it lies outside.
+    #[inline(always)]
+    fn meets(&self, tap: [isize; 2], [rows, columns]: [usize; 2]) -> Option<usize> {
+        let (y, x) = (self.at[0] + tap[0], self.at[1] + tap[1]);
+        let inside = (0..rows as isize).contains(&y) && (0..columns as isize).contains(&x);
+        inside.then(|| (self.image * rows + y as usize) * columns + x as usize)
+    }
 }
 
 /// All places of a grid.
@@ -210,12 +224,42 @@ fn gather<T: Real>(
     }
     for (pixel, patch) in pixels.iter().zip(patches.chunks_exact_mut(depth)) {
         for (tap, place) in taps.iter().zip(patch.chunks_exact_mut(channels)) {
-            let (y, x) = (pixel.at[0] + tap[0], pixel.at[1] + tap[1]);
-            if (0..rows as isize).contains(&y) && (0..columns as isize).contains(&x) {
-                let at = ((pixel.image * rows + y as usize) * columns + x as usize) * channels;
-                place.copy_from_slice(&input[at..at + channels]);
-            } else {
-                place.fill(T::default());
+            match pixel.meets(*tap, [rows, columns]) {
+                Some(at) => place.copy_from_slice(&input[at * channels..(at + 1) * channels]),
+                None => place.fill(T::default()),
+            }
+        }
+    }
+}
+
+dispatch!(gather_pairs, gather_pairs_in, (
+    input: &[T], sides: [usize; 2], channels: usize, taps: &[[isize; 2]], pixels: &[Pixel], patches: &mut [T],
+));
+
+/// The same as pairs of bf16.
+#[inline(always)]
+fn gather_pairs_in<V: Vector>(
+    input: &[V::T],
+    sides: [usize; 2],
+    channels: usize,
+    taps: &[[isize; 2]],
+    pixels: &[Pixel],
+    patches: &mut [V::T],
+) {
+    let width = channels / LANES * PAIRS;
+    if taps.is_empty() || width == 0 {
+        return;
+    }
+    for (pixel, patch) in pixels.iter().zip(patches.chunks_exact_mut(taps.len() * width)) {
+        for (tap, places) in taps.iter().zip(patch.chunks_exact_mut(width)) {
+            match pixel.meets(*tap, sides) {
+                Some(at) => {
+                    for (eight, place) in (0..width).step_by(PAIRS).enumerate() {
+                        let values = V::load(lanes(input, at * channels + eight * LANES));
+                        values.store_pairs(pairs_mut(places, place));
+                    }
+                }
+                None => places.fill(V::T::default()),
             }
         }
     }
@@ -239,4 +283,14 @@ fn write_out_in<V: Vector>(
             finish.put(out, pixel.element + channel, channel, V::load(lanes(product, channel)));
         }
     }
+}
+
+/// Numbers as pairs, by the way that the kernels take.
+#[cfg(test)]
+pub(crate) fn pairs_of(values: &[f32], taps: &[[isize; 2]]) -> Vec<f32> {
+    let pixels: Vec<Pixel> =
+        (0..values.len() / LANES).map(|image| Pixel { image, at: [0, 0], element: 0 }).collect();
+    let mut pairs = vec![0.0; values.len() / 2];
+    gather_pairs(values, [1, 1], LANES, taps, &pixels, &mut pairs);
+    pairs
 }

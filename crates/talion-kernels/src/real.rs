@@ -2,7 +2,10 @@
 
 use std::ops::{Add, AddAssign, Mul, Sub};
 
-use crate::simd::{Portable, Vector};
+use crate::{
+    gemm::Product,
+    simd::{Portable, Vector},
+};
 
 /// `f32` or `f64`.
 pub trait Real:
@@ -22,6 +25,30 @@ pub trait Real:
     #[doc(hidden)]
     type Wide: Vector<T = Self>;
 
+    /// Eight of them on a processor of [`crate::Level::Avx512Bf16`].
+    #[doc(hidden)]
+    type Wider: Vector<T = Self>;
+
+    /// Whether two bf16 fit into the place of one.
+    #[doc(hidden)]
+    const HOLDS_PAIRS: bool;
+
+    /// Two numbers, rounded to bf16, in the place of one: the first in the lower half of its bits.
+    #[doc(hidden)]
+    fn pair(numbers: [Self; 2]) -> Self;
+
+    /// As [`Vector::pairs_plus`], for one place.
+    #[doc(hidden)]
+    fn pairs_plus(self, factor: Self, summand: Self) -> Self;
+
+    /// [`crate::Packed::multiply`] in 512-bit vectors, where there are any; false where there are none. A place of `packed` and
+    /// `left` is a number or, with `PAIRS`, a pair.
+    #[doc(hidden)]
+    fn multiply_wide<const PAIRS: bool>(product: Product<'_, Self>) -> bool {
+        let _ = product;
+        false
+    }
+
     /// The nearest value of this precision.
     fn from_f64(value: f64) -> Self;
 
@@ -40,6 +67,30 @@ impl Real for f32 {
     type Wide = crate::simd::Avx2;
     #[cfg(not(target_arch = "x86_64"))]
     type Wide = Portable<f32>;
+    #[cfg(target_arch = "x86_64")]
+    type Wider = crate::simd::Avx512;
+    #[cfg(not(target_arch = "x86_64"))]
+    type Wider = Portable<f32>;
+    const HOLDS_PAIRS: bool = true;
+
+    #[inline(always)]
+    fn pair(numbers: [Self; 2]) -> Self {
+        let [first, second] = numbers.map(to_bf16);
+        f32::from_bits(second << 16 | first)
+    }
+
+    #[inline(always)]
+    fn pairs_plus(self, factor: Self, summand: Self) -> Self {
+        let second = |place: f32| f32::from_bits(place.to_bits() & 0xffff_0000);
+        let first = |place: f32| f32::from_bits(place.to_bits() << 16);
+        // products of two bf16 are exact, so that rounding happens in the sums only
+        (summand + second(self) * second(factor)) + first(self) * first(factor)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_wide<const PAIRS: bool>(product: Product<'_, Self>) -> bool {
+        crate::gemm::wide::multiply::<PAIRS>(product)
+    }
 
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
@@ -77,6 +128,16 @@ impl Real for f32 {
 impl Real for f64 {
     // only for checking: the compiler makes of it what it can
     type Wide = Portable<f64>;
+    type Wider = Portable<f64>;
+    const HOLDS_PAIRS: bool = false;
+
+    fn pair([first, _]: [Self; 2]) -> Self {
+        first
+    }
+
+    fn pairs_plus(self, factor: Self, summand: Self) -> Self {
+        summand + self * factor
+    }
 
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
@@ -96,6 +157,15 @@ impl Real for f64 {
     fn sigmoid(self) -> Self {
         1.0 / (1.0 + (-self).exp())
     }
+}
+
+/// The nearest bf16, of two the even one, in the lower half. Not a number stays that.
+fn to_bf16(value: f32) -> u32 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return bits >> 16 | 0x40;
+    }
+    (bits + 0x7fff + (bits >> 16 & 1)) >> 16
 }
 
 #[cfg(test)]

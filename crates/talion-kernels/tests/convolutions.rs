@@ -1,7 +1,7 @@
 //! Convolutions beside their definition, forwards, backwards and with everything that may come after.
 
 use proptest::prelude::*;
-use talion_kernels::{After, Convolution, Geometry, Real, Rectify, Sum, Team, mask_bytes, padded};
+use talion_kernels::{After, Convolution, Factors, Geometry, Real, Rectify, Sum, Team, mask_bytes, padded};
 
 /// Numbers between -1 and 1 that depend on their place alone.
 fn numbers<T: Real>(count: usize, seed: u64) -> Vec<T> {
@@ -311,6 +311,33 @@ proptest! {
         prop_assert_eq!(&all[0][parts[1].clone()], &one[0][..]);
         prop_assert_eq!(&all[1][parts[0].clone()], &one[1][..]);
         prop_assert_eq!(&all, &run(&case, 1, &maps[0], &maps[1]));
+    }
+
+    /// In bf16 what is left of the digits is left, and a row still does not notice its batch or the threads.
+    #[test]
+    fn factors_in_bf16_give_nearly_the_same(case in cases(), threads in 1_usize..4) {
+        let short = || case.convolution::<f32>(&[]).with_factors(Factors::Bf16);
+        let run = |convolution: &Convolution<f32>, shape: [usize; 3], threads, input: &[f32], gradient: &[f32]| {
+            let team = Team::new(threads);
+            let mut results = [vec![7.0_f32; gradient.len()], vec![7.0_f32; input.len()]];
+            convolution.forward(&team, input, shape, &mut results[0], After::nothing());
+            convolution.backward(&team, gradient, shape, &mut results[1], After::nothing());
+            results
+        };
+        let maps = [0, 1].map(|end| map::<f32>(case.pixels()[end], case.channels[end], case.seed ^ (1 + end as u64)));
+        let found = run(&short(), case.shape, threads, &maps[0], &maps[1]);
+        let expected = run(&case.convolution::<f32>(&[]), case.shape, 1, &maps[0], &maps[1]);
+        for (found, expected) in found.iter().zip(&expected) {
+            // beside the largest: tiles multiply the rounding of 1 in 256 by up to ten
+            prop_assert!(worst(&in_double(found), &in_double(expected)) < 0.05);
+        }
+        prop_assert_eq!(&found, &run(&short(), case.shape, 1, &maps[0], &maps[1]));
+        let images = case.shape[0];
+        let part = |end: usize| (images - 1) * maps[end].len() / images..maps[end].len();
+        let shape = [1, case.shape[1], case.shape[2]];
+        let alone = run(&short(), shape, 1, &maps[0][part(0)], &maps[1][part(1)]);
+        prop_assert_eq!(&found[0][part(1)], &alone[0][..]);
+        prop_assert_eq!(&found[1][part(0)], &alone[1][..]);
     }
 
     #[test]

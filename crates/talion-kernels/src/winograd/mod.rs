@@ -11,9 +11,9 @@ pub(crate) use weights::Tiles;
 
 use crate::{
     LANES, Real,
-    bits::{Finish, Target, lanes, lanes_mut},
-    gemm::Packed,
-    simd::{Vector, dispatch},
+    bits::{Finish, Target, lanes, lanes_mut, pairs_mut},
+    gemm::{Factors, Packed},
+    simd::{PAIRS, Vector, dispatch},
     team::{Band, Team, bands},
 };
 
@@ -73,6 +73,7 @@ impl Map {
 impl<T: Real> Winograd<T> {
     /// `weight(output, input, row, column)`, for padded numbers of channels.
     pub(crate) fn new(
+        factors: Factors,
         [channels, outputs]: [usize; 2],
         padding: [usize; 2],
         weight: impl Fn(usize, usize, usize, usize) -> f64,
@@ -96,14 +97,21 @@ impl<T: Real> Winograd<T> {
         }
         let points = transformed
             .chunks_exact(channels * outputs)
-            .map(|matrix| Packed::new(channels, outputs, |row, column| matrix[row * outputs + column]))
+            .map(|matrix| {
+                Packed::with(factors, channels, outputs, |row, column| matrix[row * outputs + column])
+            })
             .collect();
         Self { points, channels, outputs, padding }
     }
 
     /// Bytes of the transformed kernel.
     pub(crate) fn bytes(&self) -> usize {
-        POINTS * self.channels * self.columns() * size_of::<T>()
+        POINTS * self.places() * self.columns() * size_of::<T>()
+    }
+
+    /// Places that a tile's channels take at a point.
+    fn places(&self) -> usize {
+        self.points[0].places()
     }
 
     fn columns(&self) -> usize {
@@ -113,7 +121,7 @@ impl<T: Real> Winograd<T> {
     /// Numbers between one point's inputs and the next one's: not a power of two, or all points would compete for the same
     /// places in the cache.
     fn strides(&self, tiles: usize) -> [usize; 2] {
-        [tiles * self.channels + 2 * LANES, tiles * self.columns() + 2 * LANES]
+        [tiles * self.places() + 2 * LANES, tiles * self.columns() + 2 * LANES]
     }
 
     /// # Shapes
@@ -140,7 +148,7 @@ impl<T: Real> Winograd<T> {
         if self.bytes() > SHARED_BYTES && team.threads() > 1 {
             return self.run_shared(team, input, source, output, target, images, finish, bits);
         }
-        let tile_bytes = POINTS * (self.channels + self.columns()) * size_of::<T>();
+        let tile_bytes = POINTS * (self.places() + self.columns()) * size_of::<T>();
         let block = (BLOCK_BYTES / tile_bytes).clamp(BLOCK_TILES[0], BLOCK_TILES[1]);
         // whole blocks, and still several tasks a thread
         let units = images * down;
@@ -149,6 +157,14 @@ impl<T: Real> Winograd<T> {
         team.each(bands(output, bits, shape, TILE, several), |band| {
             self.band(team, input, source, target, [down, across], band, block, finish);
         });
+    }
+
+    /// Brings tiles of the input to the points, in the form that the products want.
+    fn evaluate(&self, input: &[T], source: Map, tiles: &[Tile], inputs: &mut [T], stride: usize) {
+        match self.points[0].factors() {
+            Factors::Full => evaluate(input, source, self.padding, tiles, inputs, stride),
+            Factors::Bf16 => evaluate_pairs(input, source, self.padding, tiles, inputs, stride),
+        }
     }
 
     /// All tiles of a band, a block at a time.
@@ -172,10 +188,10 @@ impl<T: Real> Winograd<T> {
         let (inputs, products) = memory.split_at_mut(POINTS * strides[0]);
         let mut out = Target { output: band.output, bits: band.bits, base: band.base };
         for tiles in tiles.chunks(block) {
-            evaluate(input, source, self.padding, tiles, inputs, strides[0]);
+            self.evaluate(input, source, tiles, inputs, strides[0]);
             for (point, matrix) in self.points.iter().enumerate() {
                 let (left, product) = (&inputs[point * strides[0]..], &mut products[point * strides[1]..]);
-                matrix.multiply(left, self.channels, tiles.len(), product);
+                matrix.multiply(left, self.places(), tiles.len(), product);
             }
             let columns = self.columns();
             interpolate(products, strides[1], columns, target, tiles, finish, &mut out);
@@ -215,9 +231,7 @@ impl<T: Real> Winograd<T> {
 
             let groups: Vec<_> =
                 all.chunks(share).zip(inputs.chunks_exact_mut(POINTS * strides[0])).collect();
-            team.each(groups, |(tiles, inputs)| {
-                evaluate(input, source, self.padding, tiles, inputs, strides[0])
-            });
+            team.each(groups, |(tiles, inputs)| self.evaluate(input, source, tiles, inputs, strides[0]));
 
             let inputs = &*inputs;
             let points: Vec<_> =
@@ -226,7 +240,7 @@ impl<T: Real> Winograd<T> {
                 for (group, tiles) in all.chunks(share).enumerate() {
                     let left = &inputs[(group * POINTS + point) * strides[0]..];
                     let product = &mut product[group * share * matrix.columns()..];
-                    matrix.multiply(left, self.channels, tiles.len(), product);
+                    matrix.multiply(left, self.places(), tiles.len(), product);
                 }
             });
 
@@ -269,13 +283,40 @@ fn kernel_evaluation() -> [[f64; 3]; PATCH] {
     ]
 }
 
-dispatch!(evaluate, evaluate_in, (
+dispatch!(evaluate, evaluate_numbers_in, (
+    input: &[T], source: Map, padding: [usize; 2], tiles: &[Tile], inputs: &mut [T], stride: usize,
+));
+dispatch!(evaluate_pairs, evaluate_pairs_in, (
     input: &[T], source: Map, padding: [usize; 2], tiles: &[Tile], inputs: &mut [T], stride: usize,
 ));
 
-/// Brings tiles of the input to the points.
 #[inline(always)]
-fn evaluate_in<V: Vector>(
+fn evaluate_numbers_in<V: Vector>(
+    input: &[V::T],
+    source: Map,
+    padding: [usize; 2],
+    tiles: &[Tile],
+    inputs: &mut [V::T],
+    stride: usize,
+) {
+    evaluate_in::<V, false>(input, source, padding, tiles, inputs, stride);
+}
+
+#[inline(always)]
+fn evaluate_pairs_in<V: Vector>(
+    input: &[V::T],
+    source: Map,
+    padding: [usize; 2],
+    tiles: &[Tile],
+    inputs: &mut [V::T],
+    stride: usize,
+) {
+    evaluate_in::<V, true>(input, source, padding, tiles, inputs, stride);
+}
+
+/// Brings tiles of the input to the points, as they are or as pairs of bf16.
+#[inline(always)]
+fn evaluate_in<V: Vector, const IN_PAIRS: bool>(
     input: &[V::T],
     source: Map,
     padding: [usize; 2],
@@ -314,8 +355,13 @@ fn evaluate_in<V: Vector>(
             for row in 0..PATCH {
                 let line = at_points(std::array::from_fn(|column| values[row * PATCH + column]));
                 for (column, value) in line.into_iter().enumerate() {
-                    let at = (row * PATCH + column) * stride + place * source.channels + channel;
-                    value.store(lanes_mut(inputs, at));
+                    let point = (row * PATCH + column) * stride;
+                    let at = place * source.channels + channel;
+                    if IN_PAIRS {
+                        value.store_pairs(pairs_mut(inputs, point + at / LANES * PAIRS));
+                    } else {
+                        value.store(lanes_mut(inputs, point + at));
+                    }
                 }
             }
         }
