@@ -3,12 +3,12 @@
 use talion_core::{Classifier, check_images, check_labels, read_safetensors};
 use talion_data::{Dataset, DatasetParts, Split};
 use talion_defenses::{Defended, GradientMode, Trn};
-use talion_models::Model;
+use talion_models::{Model, Precision};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     error::{Error, Result},
-    protocol::Load,
+    protocol::{Load, Setting},
 };
 
 /// Networks and images.
@@ -139,16 +139,24 @@ impl Loaded {
     /// Shows `work` the classifier, or what an attacker sees of it behind the restoration network.
     ///
     /// # Errors
-    /// If a network is not loaded, or the work fails.
+    /// If a network is not loaded, one behind another is to be attacked in bf16, or the work fails.
     pub fn with_victim<T>(
         &self,
         defended: Option<GradientMode>,
+        setting: Setting,
         work: impl FnOnce(&dyn Classifier) -> Result<T>,
     ) -> Result<T> {
         let model = self.model()?;
-        match defended {
-            None => work(model),
-            Some(mode) => work(&Defended::new(model, self.trn()?, mode)?),
+        match (defended, setting) {
+            (None, Setting::Default) => work(model),
+            (None, Setting::Bf16) if Precision::Bf16.is_at_hand() => {
+                work(&model.searching_in(Precision::Bf16))
+            }
+            (None, Setting::Bf16) => Err(Error::range("the setting", "default: no bf16 here", "bf16")),
+            (Some(_), Setting::Bf16) => {
+                Err(Error::range("the setting", "default, as the classifier is defended", "bf16"))
+            }
+            (Some(mode), Setting::Default) => work(&Defended::new(model, self.trn()?, mode)?),
         }
     }
 

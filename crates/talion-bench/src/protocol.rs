@@ -63,6 +63,17 @@ pub enum Job {
     Answers(Answers),
 }
 
+/// In what a classifier's gradients are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Setting {
+    /// f32.
+    #[default]
+    Default,
+    /// bf16 where the processor multiplies it faster; judged in f32. For the bare classifier.
+    Bf16,
+}
+
 /// One call, several times.
 #[derive(Debug, PartialEq, Deserialize)]
 pub struct Repeated {
@@ -75,6 +86,9 @@ pub struct Repeated {
     /// is the same in every view, so it does not look at this.
     #[serde(default)]
     pub defended: Option<GradientMode>,
+    /// In what the bare classifier's gradients are taken.
+    #[serde(default)]
+    pub setting: Setting,
 }
 
 /// An attack on the first images.
@@ -103,6 +117,9 @@ pub struct Attack {
     /// What the attacker differentiates behind the loaded TRN; without it the bare classifier is attacked.
     #[serde(default)]
     pub defended: Option<GradientMode>,
+    /// In what the bare classifier's gradients are taken.
+    #[serde(default)]
+    pub setting: Setting,
     /// Seed of the random draws.
     #[serde(default = "first_seed")]
     pub seed: u64,
@@ -118,6 +135,9 @@ pub struct Autoattack {
     /// What the attacker differentiates behind the loaded TRN; without it the bare classifier is attacked.
     #[serde(default)]
     pub defended: Option<GradientMode>,
+    /// In what the bare classifier's gradients are taken.
+    #[serde(default)]
+    pub setting: Setting,
     /// Seed of the random draws.
     #[serde(default = "first_seed")]
     pub seed: u64,

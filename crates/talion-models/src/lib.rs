@@ -13,9 +13,11 @@ pub mod import;
 mod layers;
 mod model;
 mod networks;
+mod precision;
 pub mod training;
 
 pub use architecture::{Architecture, Family};
 pub use design::Design;
 pub use layers::{Mode, channels_last};
 pub use model::{Model, ModelCard, ModelSpec};
+pub use precision::{Precision, Searcher};

@@ -3,10 +3,8 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use talion_core::{
-    Archive, Classifier, Error, InputGradient, Result, Tensors, autograd_logit_gradients,
-    autograd_loss_gradient,
-};
+use talion_core::{Archive, Classifier, Error, InputGradient, Result, Tensors};
+use talion_kernels::Factors;
 use tch::{Device, Kind, Tensor, nn};
 
 use talion_onnx::{Builder, Graph, Program, Side, Var};
@@ -17,6 +15,7 @@ use crate::{
     import::{self, ChannelOrder, Origin, Script},
     layers::{Mode, channels_last},
     networks::{self, Network},
+    precision::{Precision, Searcher},
     training::{initialise, load_variables, variables},
 };
 
@@ -106,6 +105,8 @@ pub struct Model {
     /// Whether the weights are final.
     frozen: bool,
     engines: Engines,
+    /// The same with factors in bf16.
+    short_engines: Engines,
 }
 
 /// What answers.
@@ -150,7 +151,8 @@ impl Model {
         };
         let (mean, inverse_std) = (row(&card.spec.mean), row(&card.spec.std).reciprocal());
         let frozen = !matches!(body, Body::BuiltIn(_));
-        Self { card, store, body, mean, inverse_std, origin: None, frozen, engines: Engines::default() }
+        let [engines, short_engines] = [Engines::default(), Engines::default()];
+        Self { card, store, body, mean, inverse_std, origin: None, frozen, engines, short_engines }
     }
 
     /// Says where an imported model came from.
@@ -285,41 +287,53 @@ impl Model {
             tch::no_grad(|| network.fold());
         }
         self.frozen = true;
-        self.engines = Engines::default();
+        (self.engines, self.short_engines) = (Engines::default(), Engines::default());
         self
+    }
+
+    /// This classifier as an attack sees it that searches in another precision.
+    pub fn searching_in(&self, precision: Precision) -> Searcher<'_> {
+        Searcher { model: self, precision }
     }
 
     /// The fast engine for these images: on the CPU, in f32, for a network whose weights are final and whose every
     /// operation the engine knows.
-    fn engine(&self, images: &Tensor) -> Option<Arc<Engine<f32>>> {
+    pub(crate) fn engine_in(&self, precision: Precision, images: &Tensor) -> Option<Arc<Engine<f32>>> {
         let size = images.size();
         let fits = images.device() == Device::Cpu
             && images.kind() == Kind::Float
             && size.len() == 4
             && size[1] == self.card.spec.channels;
-        if fits { self.find_engine([size[2], size[3]]).ok() } else { None }
+        if fits { self.find_engine(precision, [size[2], size[3]]).ok() } else { None }
     }
 
-    fn find_engine(&self, size: [i64; 2]) -> std::result::Result<Arc<Engine<f32>>, String> {
+    fn find_engine(
+        &self,
+        precision: Precision,
+        size: [i64; 2],
+    ) -> std::result::Result<Arc<Engine<f32>>, String> {
         if !self.frozen {
             return Err("its weights may still change".into());
         }
         if self.device() != Device::Cpu || self.mean.kind() != Kind::Float {
             return Err("it is for f32 on the CPU".into());
         }
-        self.engines.get(size, || self.make_engine(size))
+        match precision.factors() {
+            Factors::Full => self.engines.get(size, || self.make_engine(Factors::Full, size)),
+            Factors::Bf16 => self.short_engines.get(size, || self.make_engine(Factors::Bf16, size)),
+        }
     }
 
-    fn make_engine(&self, size: [i64; 2]) -> std::result::Result<Engine<f32>, String> {
+    fn make_engine(&self, factors: Factors, size: [i64; 2]) -> std::result::Result<Engine<f32>, String> {
         let graph = tch::no_grad(|| self.graph(size).and_then(talion_onnx::fold));
-        let engine = Engine::new(fast::plan(&graph.map_err(|error| error.to_string())?)?);
+        let engine = Engine::new(fast::plan(&graph.map_err(|error| error.to_string())?, factors)?);
         let (classes, stated) = (engine.classes() as i64, self.card.spec.classes);
         if classes == stated { Ok(engine) } else { Err(format!("{classes} logits for {stated} classes")) }
     }
 
     /// Whether gradients for images of this height and width come from the fast engine.
     pub fn is_fast(&self, size: [i64; 2]) -> bool {
-        self.find_engine(size).is_ok()
+        self.find_engine(Precision::F32, size).is_ok()
     }
 
     /// The same, with the reason where they do not: then they come from autograd.
@@ -327,7 +341,7 @@ impl Model {
     /// # Errors
     /// The reason: what the engine does not know, for instance an operator.
     pub fn fast_engine(&self, size: [i64; 2]) -> std::result::Result<(), String> {
-        self.find_engine(size).map(drop)
+        self.find_engine(Precision::F32, size).map(drop)
     }
 
     /// Logits in the given mode, the convolutions of a built-in network computed in `kind`.
@@ -486,27 +500,18 @@ impl Classifier for Model {
     }
 
     fn search_logits(&self, images: &Tensor) -> Tensor {
-        match self.engine(images) {
-            Some(engine) => engine.tensor_logits(images),
-            None => tch::no_grad(|| self.logits(images)),
-        }
+        self.searching_in(Precision::F32).search_logits(images)
     }
 
     fn is_approximate(&self, images: &Tensor) -> bool {
-        self.engine(images).is_some()
+        self.searching_in(Precision::F32).is_approximate(images)
     }
 
     fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
-        match self.engine(images) {
-            Some(engine) => engine.loss_gradient(images, loss),
-            None => autograd_loss_gradient(self, images, loss),
-        }
+        self.searching_in(Precision::F32).loss_gradient(images, loss)
     }
 
     fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
-        match self.engine(images) {
-            Some(engine) => engine.logit_gradients(images),
-            None => autograd_logit_gradients(self, images),
-        }
+        self.searching_in(Precision::F32).logit_gradients(images)
     }
 }

@@ -30,7 +30,7 @@ pub fn run(job: &Attack, loaded: &Loaded) -> Result<Report> {
         restart: 0,
     };
     let options = RunOptions::default();
-    let (seconds, outcome) = loaded.with_victim(job.defended, |victim| {
+    let (seconds, outcome) = loaded.with_victim(job.defended, job.setting, |victim| {
         timed(|| {
             Ok(talion_attacks::run(&spec, victim, &batch, &options, &mut |_| ControlFlow::Continue(()))?)
         })
@@ -116,6 +116,7 @@ fn epsilon(job: &Attack, spec: &AttackSpec, loaded: &Loaded) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Setting;
 
     fn job(attack: &str, steps: Option<u32>, step: Option<f64>) -> Attack {
         let attack = attack.to_owned();
@@ -128,6 +129,7 @@ mod tests {
             norm: None,
             images: 1,
             defended: None,
+            setting: Setting::Default,
             seed: 1,
         }
     }

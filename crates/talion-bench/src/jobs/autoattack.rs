@@ -29,7 +29,7 @@ pub fn run(job: &Autoattack, loaded: &Loaded) -> Result<Report> {
     };
     // as `talion attack autoattack` does
     let options = RunOptions { until_fooled: true };
-    let (seconds, cascade) = loaded.with_victim(job.defended, |victim| {
+    let (seconds, cascade) = loaded.with_victim(job.defended, job.setting, |victim| {
         timed(|| {
             let which = AutoAttack::Standard;
             Ok(talion_attacks::autoattack(&which, victim, &batch, &options, &mut |_, _| {

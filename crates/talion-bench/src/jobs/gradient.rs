@@ -16,7 +16,7 @@ use crate::{
 pub fn run(job: &Repeated, loaded: &Loaded) -> Result<Report> {
     let samples = loaded.first(job.batch)?;
     let (images, labels) = (&samples.images, &samples.labels);
-    loaded.with_victim(job.defended, |victim| {
+    loaded.with_victim(job.defended, job.setting, |victim| {
         repeated(job, || drop(victim.input_gradient(images, labels, Objective::CrossEntropy)))
     })
 }

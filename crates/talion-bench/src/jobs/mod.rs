@@ -59,9 +59,10 @@ fn repeated(job: &Repeated, mut work: impl FnMut()) -> Result<Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Setting;
 
     fn job(repeat: usize) -> Repeated {
-        Repeated { batch: 3, repeat, defended: None }
+        Repeated { batch: 3, repeat, defended: None, setting: Setting::Default }
     }
 
     #[test]

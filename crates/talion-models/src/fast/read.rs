@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 
-use talion_kernels::{Convolution, Geometry, Pooling, Real, Window, padded};
+use talion_kernels::{Convolution, Factors, Geometry, Pooling, Real, Window, padded};
 use talion_onnx::{Graph, Node, Side};
 use tch::{Kind, Tensor};
 
 use super::plan::{Plan, Shape, Step, Work};
 
-/// The plan of a graph from images of a fixed size to logits.
+/// The plan of a graph from images of a fixed size to logits. Convolutions of maps have factors of this kind; layers of a vector,
+/// which cost nothing and stand before the logits, have them in full.
 ///
 /// # Errors
 /// Names the first thing in it that the engine does not know.
-pub(crate) fn plan<T: Real>(graph: &Graph) -> Result<Plan<T>, String> {
+pub(crate) fn plan<T: Real>(graph: &Graph, factors: Factors) -> Result<Plan<T>, String> {
     let other = || "the graph is not one from images to logits".to_owned();
     let ([input], [output]) = (&graph.inputs[..], &graph.outputs[..]) else { return Err(other()) };
     let Some([_, Side::Fixed(channels), Side::Fixed(height), Side::Fixed(width)]) = input.shape.as_deref()
@@ -27,6 +28,7 @@ pub(crate) fn plan<T: Real>(graph: &Graph) -> Result<Plan<T>, String> {
     }
     let mut reader = Reader {
         graph,
+        factors,
         uses,
         names: HashMap::from([(input.name.as_str(), Named { value: 0, flat: false })]),
         shift: vec![T::default(); shape.channels],
@@ -63,6 +65,7 @@ struct Named {
 
 struct Reader<'a, T> {
     graph: &'a Graph,
+    factors: Factors,
     uses: HashMap<&'a str, usize>,
     names: HashMap<&'a str, Named>,
     shift: Vec<T>,
@@ -185,7 +188,8 @@ impl<'a, T: Real> Reader<'a, T> {
         }
         let shape = Shape { channels: outputs as usize, sides: geometry.output(sides)? };
         let channels = [inputs as usize, outputs as usize];
-        let convolution = Convolution::new(geometry, channels, numbers(weights)?, bias);
+        let factors = if shape.sides == [1, 1] { Factors::Full } else { self.factors };
+        let convolution = Convolution::new(geometry, channels, numbers(weights)?, bias).with_factors(factors);
         self.step(node, Work::Convolve(Box::new(convolution)), source, shape)
     }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use talion_core::{
     Classifier, Objective, autograd_logit_gradients, autograd_loss_gradient, gaussian_noise, uniform_noise,
 };
+use talion_kernels::Factors;
 use talion_onnx::{Graph, Program, fold};
 use tch::{Device, Kind, Tensor};
 
 use super::{Engine, plan};
-use crate::{Architecture, Mode, Model, ModelCard, ModelSpec};
+use crate::{Architecture, Mode, Model, ModelCard, ModelSpec, Precision};
 
 const CLASSES: i64 = 7;
 
@@ -83,7 +84,9 @@ fn in_double(engine: &Engine<f64>, images: &Tensor, slope: &Tensor) -> [Tensor; 
 
 /// In f64 the engine and autograd through the same graph agree to the last digits: the algebra is right.
 fn agrees_in_double(graph: &Graph, copy: Graph, images: &Tensor, what: &str, bound: f64) {
-    let engine = Engine::<f64>::new(plan(graph).unwrap_or_else(|why| panic!("{what} has no plan: {why}")));
+    let engine = Engine::<f64>::new(
+        plan(graph, Factors::Full).unwrap_or_else(|why| panic!("{what} has no plan: {why}")),
+    );
     let program = Program::new(copy, Device::Cpu).unwrap().to_double();
     let variable = images.to_kind(Kind::Double).set_requires_grad(true);
     let expected = program.run(&[variable.shallow_clone()]).unwrap().remove(0);
@@ -215,8 +218,8 @@ fn there_is_no_engine_where_something_is_unknown_or_still_in_training() {
         let logits = b.linear(&x, &weights, None);
         b.finish(&[("logits", &logits, vec![Side::Named("N".into()), Side::Fixed(2)])]).unwrap()
     };
-    assert!(plan::<f32>(&build(false)).is_ok());
-    assert!(plan::<f32>(&build(true)).unwrap_err().contains("Sigmoid"));
+    assert!(plan::<f32>(&build(false), Factors::Full).is_ok());
+    assert!(plan::<f32>(&build(true), Factors::Full).unwrap_err().contains("Sigmoid"));
 
     let frozen = network("cnn-small-w4", 1);
     let card = frozen.card().clone();
@@ -224,4 +227,35 @@ fn there_is_no_engine_where_something_is_unknown_or_still_in_training() {
     assert!(!frozen.to_double().is_fast([28, 28]));
     let training = Model::new(card, Device::Cpu).unwrap();
     assert!(training.fast_engine([28, 28]).unwrap_err().contains("weights"));
+}
+
+/// What is left of the digits is left: the gradient in bf16 points where the one in f32 does. Who judges is f32.
+#[test]
+fn in_bf16_only_the_search_is_another() {
+    for (architecture, channels, size) in NETWORKS {
+        let model = network(architecture, channels);
+        let searcher = model.searching_in(Precision::Bf16);
+        let (x, labels) = (images(24, channels, size, 2), labels(24));
+        assert!(searcher.logits(&x) == model.logits(&x), "{architecture} is judged in f32");
+        assert!(searcher.is_approximate(&x));
+        let loss = |logits: &Tensor| Objective::CrossEntropy.per_sample(logits, &labels);
+        let (short, full) = (searcher.loss_gradient(&x, &loss), model.loss_gradient(&x, &loss));
+        let logits = errors(&short.logits, &full.logits);
+        assert!(logits[12] < 0.1, "{architecture}: {logits:?}");
+        let line = |tensor: &Tensor| tensor.flatten(1, -1).to_kind(Kind::Double);
+        let (found, expected) = (line(&short.gradient), line(&full.gradient));
+        let cosines = Tensor::cosine_similarity(&found, &expected, 1, 1e-12).sort(0, false).0;
+        assert!(cosines.double_value(&[12]) > 0.9, "{architecture}: {cosines}");
+        if talion_kernels::level().has_bf16() {
+            assert!(short.gradient != full.gradient, "{architecture} is searched in bf16");
+        } else {
+            assert!(
+                short.gradient == full.gradient,
+                "{architecture} is searched in f32 where bf16 is no faster"
+            );
+        }
+        let few = x.narrow(0, 5, 3);
+        assert!(searcher.search_logits(&few) == searcher.search_logits(&x).narrow(0, 5, 3), "{architecture}");
+        assert!(searcher.logit_gradients(&few).1 == searcher.logit_gradients(&x).1.narrow(0, 5, 3));
+    }
 }

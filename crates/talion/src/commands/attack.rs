@@ -13,6 +13,7 @@ use talion_core::{Archive, Budget, Classifier, Error, Norm, Objective, Result, T
 use talion_data::{Dataset, DatasetSpec};
 use talion_defenses::{Defended, GradientMode};
 use talion_eval::Proportion;
+use talion_models::Precision;
 use tch::{Device, Tensor};
 
 use crate::{
@@ -60,6 +61,11 @@ pub struct AttackArgs {
     /// Make every image look like this class (by its number) instead of any wrong one.
     #[arg(long, value_name = "CLASS")]
     target: Option<i64>,
+    /// In what gradients are taken and images are looked for: f32, or bf16 on processors that multiply it faster (AVX-512 BF16; on
+    /// others it is f32 all the same). Whatever it is, an image counts only if it fools the classifier in f32, and an image that
+    /// fools in bf16 alone is attacked again in f32. For attacks on the classifier itself.
+    #[arg(long, default_value_t)]
+    precision: Precision,
     /// Seed of every random draw.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -82,6 +88,9 @@ struct Header {
     budget: Budget,
     target: Option<i64>,
     whole: bool,
+    /// That of the search; files of before there was a choice were searched in f32.
+    #[serde(default)]
+    precision: Precision,
     seed: u64,
     images: usize,
     data: String,
@@ -102,6 +111,16 @@ pub fn run(args: &AttackArgs, json: bool) -> CommandResult {
     let device = Device::cuda_if_available();
     let budget = Budget::new(args.norm, args.eps)?;
     let which = named(&args.attack)?;
+    if args.precision != Precision::F32 && args.threat != GradientMode::Oblivious {
+        return Err(Error::Refused(format!(
+            "--precision {} is for attacks on the classifier itself; through a defence attacks search in f32",
+            args.precision
+        ))
+        .into());
+    }
+    if !args.precision.is_at_hand() {
+        eprintln!("this processor does not multiply {} any faster: searching in f32", args.precision);
+    }
     let networks = networks(args, device)?;
     let data = test_split(args.data.as_ref())?;
     fits(&networks.classifier, &data)?;
@@ -110,9 +129,12 @@ pub fn run(args: &AttackArgs, json: bool) -> CommandResult {
         samples.labels = samples.labels.full_like(target);
     }
     let header = header(args, &which, &networks, &data, budget, samples.ids.len())?;
-    let defended;
+    let (defended, searcher);
     let victim: &dyn Classifier = match args.threat {
-        GradientMode::Oblivious => &networks.classifier,
+        GradientMode::Oblivious => {
+            searcher = networks.classifier.searching_in(header.precision);
+            &searcher
+        }
         threat => {
             defended = Defended::new(&networks.classifier, &networks.trn, threat)?;
             &defended
@@ -166,6 +188,7 @@ fn header(
         budget,
         target: args.target,
         whole: args.whole,
+        precision: if args.precision.is_at_hand() { args.precision } else { Precision::F32 },
         seed: args.seed,
         images,
         data: data.name().into(),
