@@ -3,7 +3,7 @@
 use talion_core::{Classifier, check_images, check_labels, read_safetensors};
 use talion_data::{Dataset, DatasetParts, Split};
 use talion_defenses::{Defended, GradientMode, Trn};
-use talion_models::{Model, Precision};
+use talion_models::{Model, SearchPrecision};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -149,8 +149,8 @@ impl Loaded {
         let model = self.model()?;
         match (defended, setting) {
             (None, Setting::Default) => work(model),
-            (None, Setting::Bf16) if Precision::Bf16.is_at_hand() => {
-                work(&model.searching_in(Precision::Bf16))
+            (None, Setting::Bf16) if SearchPrecision::Bf16.is_at_hand() => {
+                work(&model.searching_in(SearchPrecision::Bf16))
             }
             (None, Setting::Bf16) => Err(Error::range("the setting", "default: no bf16 here", "bf16")),
             (Some(_), Setting::Bf16) => {

@@ -20,4 +20,4 @@ pub use architecture::{Architecture, Family};
 pub use design::Design;
 pub use layers::{Mode, channels_last};
 pub use model::{Model, ModelCard, ModelSpec};
-pub use precision::{Precision, Searcher};
+pub use precision::{SearchPrecision, Searcher};

@@ -15,7 +15,7 @@ use crate::{
     import::{self, ChannelOrder, Origin, Script},
     layers::{Mode, channels_last},
     networks::{self, Network},
-    precision::{Precision, Searcher},
+    precision::{SearchPrecision, Searcher},
     training::{initialise, load_variables, variables},
 };
 
@@ -292,13 +292,13 @@ impl Model {
     }
 
     /// This classifier as an attack sees it that searches in another precision.
-    pub fn searching_in(&self, precision: Precision) -> Searcher<'_> {
+    pub fn searching_in(&self, precision: SearchPrecision) -> Searcher<'_> {
         Searcher { model: self, precision }
     }
 
     /// The fast engine for these images: on the CPU, in f32, for a network whose weights are final and whose every
     /// operation the engine knows.
-    pub(crate) fn engine_in(&self, precision: Precision, images: &Tensor) -> Option<Arc<Engine<f32>>> {
+    pub(crate) fn engine_in(&self, precision: SearchPrecision, images: &Tensor) -> Option<Arc<Engine<f32>>> {
         let size = images.size();
         let fits = images.device() == Device::Cpu
             && images.kind() == Kind::Float
@@ -309,7 +309,7 @@ impl Model {
 
     fn find_engine(
         &self,
-        precision: Precision,
+        precision: SearchPrecision,
         size: [i64; 2],
     ) -> std::result::Result<Arc<Engine<f32>>, String> {
         if !self.frozen {
@@ -333,7 +333,7 @@ impl Model {
 
     /// Whether gradients for images of this height and width come from the fast engine.
     pub fn is_fast(&self, size: [i64; 2]) -> bool {
-        self.find_engine(Precision::F32, size).is_ok()
+        self.find_engine(SearchPrecision::F32, size).is_ok()
     }
 
     /// The same, with the reason where they do not: then they come from autograd.
@@ -341,7 +341,7 @@ impl Model {
     /// # Errors
     /// The reason: what the engine does not know, for instance an operator.
     pub fn fast_engine(&self, size: [i64; 2]) -> std::result::Result<(), String> {
-        self.find_engine(Precision::F32, size).map(drop)
+        self.find_engine(SearchPrecision::F32, size).map(drop)
     }
 
     /// Logits in the given mode, the convolutions of a built-in network computed in `kind`.
@@ -500,18 +500,18 @@ impl Classifier for Model {
     }
 
     fn search_logits(&self, images: &Tensor) -> Tensor {
-        self.searching_in(Precision::F32).search_logits(images)
+        self.searching_in(SearchPrecision::F32).search_logits(images)
     }
 
     fn is_approximate(&self, images: &Tensor) -> bool {
-        self.searching_in(Precision::F32).is_approximate(images)
+        self.searching_in(SearchPrecision::F32).is_approximate(images)
     }
 
     fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
-        self.searching_in(Precision::F32).loss_gradient(images, loss)
+        self.searching_in(SearchPrecision::F32).loss_gradient(images, loss)
     }
 
     fn logit_gradients(&self, images: &Tensor) -> (Tensor, Tensor) {
-        self.searching_in(Precision::F32).logit_gradients(images)
+        self.searching_in(SearchPrecision::F32).logit_gradients(images)
     }
 }

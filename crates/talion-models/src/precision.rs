@@ -14,16 +14,16 @@ use crate::{Model, fast::Engine};
 /// The precision in which an attack takes gradients and looks for images. What counts is decided in f32, whatever it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Precision {
+pub enum SearchPrecision {
     /// Single precision.
     #[default]
     F32,
     /// Factors of the fast engine's convolutions in bf16, sums in f32, on processors that multiply bf16 faster (AVX-512 BF16); on
-    /// others, and for networks without an engine, the same as [`Precision::F32`].
+    /// others, and for networks without an engine, the same as [`SearchPrecision::F32`].
     Bf16,
 }
 
-impl Precision {
+impl SearchPrecision {
     /// Whether this machine searches in this precision, or in f32 instead.
     pub fn is_at_hand(self) -> bool {
         self == Self::F32 || talion_kernels::level().has_bf16()
@@ -37,7 +37,7 @@ impl Precision {
     }
 }
 
-impl fmt::Display for Precision {
+impl fmt::Display for SearchPrecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
@@ -46,7 +46,7 @@ impl fmt::Display for Precision {
     }
 }
 
-impl FromStr for Precision {
+impl FromStr for SearchPrecision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
@@ -64,7 +64,7 @@ impl FromStr for Precision {
 #[derive(Clone, Copy)]
 pub struct Searcher<'a> {
     pub(crate) model: &'a Model,
-    pub(crate) precision: Precision,
+    pub(crate) precision: SearchPrecision,
 }
 
 impl Searcher<'_> {

@@ -201,6 +201,14 @@ fn an_attack_keeps_its_images_and_refuses_nonsense_before_any_work() {
     let output = talion(folder.path(), &resumed);
     assert!(output.status.success(), "{}", text(&output.stderr));
 
+    // searched in bf16 or, where the processor gains nothing by that, in f32: the result says which
+    let short = ["--json", "attack", "pgd-3", "--images", "6", "--precision", "bf16", "-o", "short.safetensors"];
+    let output = talion(folder.path(), &short);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let instead = text(&output.stderr).contains("searching in f32");
+    assert_eq!(report["header"]["precision"], if instead { "f32" } else { "bf16" });
+
     for (wrong, says) in [
         (&["attack", "pdg-20"][..], "pdg-20"),
         (&["attack", "pgd-2", "--eps=-1"], "epsilon"),
@@ -208,6 +216,8 @@ fn an_attack_keeps_its_images_and_refuses_nonsense_before_any_work() {
         (&["attack", "square-5", "--norm", "l0"], "L0"),
         (&["attack", "apgd-ce-2", "--target", "77"], "label"),
         (&["attack", "pgd-2", "--images", "0"], "images"),
+        (&["attack", "pgd-2", "--precision", "f16"], "bf16"),
+        (&["attack", "pgd-2", "--precision", "bf16", "--threat", "exact"], "classifier itself"),
     ] {
         let output = talion(folder.path(), wrong);
         let said = text(&output.stderr);

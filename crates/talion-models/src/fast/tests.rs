@@ -10,7 +10,7 @@ use talion_onnx::{Graph, Program, fold};
 use tch::{Device, Kind, Tensor};
 
 use super::{Engine, plan};
-use crate::{Architecture, Mode, Model, ModelCard, ModelSpec, Precision};
+use crate::{Architecture, Mode, Model, ModelCard, ModelSpec, SearchPrecision};
 
 const CLASSES: i64 = 7;
 
@@ -234,7 +234,7 @@ fn there_is_no_engine_where_something_is_unknown_or_still_in_training() {
 fn in_bf16_only_the_search_is_another() {
     for (architecture, channels, size) in NETWORKS {
         let model = network(architecture, channels);
-        let searcher = model.searching_in(Precision::Bf16);
+        let searcher = model.searching_in(SearchPrecision::Bf16);
         let (x, labels) = (images(24, channels, size, 2), labels(24));
         assert!(searcher.logits(&x) == model.logits(&x), "{architecture} is judged in f32");
         assert!(searcher.is_approximate(&x));

@@ -13,7 +13,7 @@ use talion_core::{Archive, Budget, Classifier, Error, Norm, Objective, Result, T
 use talion_data::{Dataset, DatasetSpec};
 use talion_defenses::{Defended, GradientMode};
 use talion_eval::Proportion;
-use talion_models::Precision;
+use talion_models::SearchPrecision;
 use tch::{Device, Tensor};
 
 use crate::{
@@ -65,7 +65,7 @@ pub struct AttackArgs {
     /// others it is f32 all the same). Whatever it is, an image counts only if it fools the classifier in f32, and an image that
     /// fools in bf16 alone is attacked again in f32. For attacks on the classifier itself.
     #[arg(long, default_value_t)]
-    precision: Precision,
+    precision: SearchPrecision,
     /// Seed of every random draw.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -90,7 +90,7 @@ struct Header {
     whole: bool,
     /// That of the search; files of before there was a choice were searched in f32.
     #[serde(default)]
-    precision: Precision,
+    precision: SearchPrecision,
     seed: u64,
     images: usize,
     data: String,
@@ -111,7 +111,7 @@ pub fn run(args: &AttackArgs, json: bool) -> CommandResult {
     let device = Device::cuda_if_available();
     let budget = Budget::new(args.norm, args.eps)?;
     let which = named(&args.attack)?;
-    if args.precision != Precision::F32 && args.threat != GradientMode::Oblivious {
+    if args.precision != SearchPrecision::F32 && args.threat != GradientMode::Oblivious {
         return Err(Error::Refused(format!(
             "--precision {} is for attacks on the classifier itself; through a defence attacks search in f32",
             args.precision
@@ -188,7 +188,7 @@ fn header(
         budget,
         target: args.target,
         whole: args.whole,
-        precision: if args.precision.is_at_hand() { args.precision } else { Precision::F32 },
+        precision: if args.precision.is_at_hand() { args.precision } else { SearchPrecision::F32 },
         seed: args.seed,
         images,
         data: data.name().into(),
