@@ -2,23 +2,28 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{LANES, Real, threads::Threads};
+use crate::{
+    LANES, Real,
+    threads::{Threads, worker},
+};
 
 /// Threads with memory that is kept between calls: fresh memory has to be mapped and zeroed by the system, which costs about
 /// as much as what is computed in it.
 #[derive(Debug)]
 pub struct Team<T> {
     threads: Threads,
-    spare: Mutex<Vec<Vec<T>>>,
+    /// What each thread has given back: what one has written is far from the others.
+    spare: Vec<Mutex<Vec<Vec<T>>>>,
 }
 
 impl<T: Real> Team<T> {
     /// A team of so many threads, at least one.
     pub fn new(threads: usize) -> Self {
-        Self { threads: Threads::new(threads.max(1)), spare: Mutex::default() }
+        let count = threads.max(1);
+        Self { threads: Threads::new(count), spare: (0..count).map(|_| Mutex::default()).collect() }
     }
 
     /// How many threads there are.
@@ -41,7 +46,7 @@ impl<T: Real> Team<T> {
     /// Memory for `length` numbers, which may be any.
     pub fn take(&self, length: usize) -> Buffer<T> {
         let found = {
-            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut spare = self.own();
             let fitting = (0..spare.len()).filter(|&place| spare[place].len() >= length);
             let smallest = fitting.min_by_key(|&place| spare[place].len());
             smallest.map(|place| spare.swap_remove(place))
@@ -51,7 +56,11 @@ impl<T: Real> Team<T> {
 
     /// Gives memory back for the next one who needs some.
     pub fn give(&self, buffer: Buffer<T>) {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(buffer.values);
+        self.own().push(buffer.values);
+    }
+
+    fn own(&self) -> MutexGuard<'_, Vec<Vec<T>>> {
+        self.spare[worker() % self.spare.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

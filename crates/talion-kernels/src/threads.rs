@@ -6,7 +6,8 @@
 
 use std::{
     any::Any,
-    ffi::{c_uint, c_void},
+    cell::Cell,
+    ffi::{c_int, c_uint, c_void},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -20,6 +21,25 @@ use rayon::prelude::*;
 /// caller's among them, and returns when all are done.
 type Parallel = unsafe extern "C" fn(extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
 
+/// `omp_get_thread_num`: which of a call's threads this one is. A runtime gives the same thread the same number in call after call.
+type Number = unsafe extern "C" fn() -> c_int;
+
+/// What is used of an OpenMP runtime.
+#[derive(Clone, Copy, Debug)]
+struct OpenMp {
+    parallel: Parallel,
+    number: Number,
+}
+
+thread_local! {
+    static WORKER: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Which of a call's threads this one is; 0 outside of calls.
+pub(crate) fn worker() -> usize {
+    WORKER.get()
+}
+
 /// A number of threads.
 #[derive(Clone, Debug)]
 pub(crate) struct Threads {
@@ -31,7 +51,7 @@ pub(crate) struct Threads {
 enum Kind {
     /// The caller's only.
     Own,
-    OpenMp(Parallel),
+    OpenMp(OpenMp),
     Pool(Arc<rayon::ThreadPool>),
 }
 
@@ -40,7 +60,7 @@ impl Threads {
     pub(crate) fn new(count: usize) -> Self {
         let kind = match (count, openmp()) {
             (1, _) => Kind::Own,
-            (_, Some(parallel)) => Kind::OpenMp(parallel),
+            (_, Some(runtime)) => Kind::OpenMp(runtime),
             (_, None) => pool(count).map_or(Kind::Own, Kind::Pool),
         };
         Self { count, kind }
@@ -50,68 +70,97 @@ impl Threads {
         self.count
     }
 
-    /// Calls `work` with every number below `tasks`, in any order and at the same time.
+    /// Calls `work` with every number below `tasks`, in any order and at the same time. With OpenMP each thread begins with a share
+    /// of its own, the same share of equally many tasks in every call: what it has written it finds in its own cache.
     ///
     /// # Panics
     /// If `work` does.
     pub(crate) fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
         match &self.kind {
             Kind::Own => (0..tasks).for_each(work),
-            Kind::OpenMp(parallel) => in_parallel(*parallel, self.count.min(tasks), tasks, work),
-            Kind::Pool(pool) => pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(work)),
+            Kind::OpenMp(runtime) => in_parallel(*runtime, self.count.min(tasks), tasks, work),
+            Kind::Pool(pool) => pool.install(|| {
+                (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
+                    as_worker(rayon::current_thread_index().unwrap_or(0), || work(task));
+                });
+            }),
         }
     }
+}
+
+/// Does something under a thread's number.
+fn as_worker(number: usize, work: impl FnOnce()) {
+    let before = WORKER.replace(number);
+    work();
+    WORKER.set(before);
 }
 
 /// What all threads of a call see.
 struct Shared<'a> {
     work: &'a (dyn Fn(usize) + Sync),
-    tasks: usize,
-    /// The next task that nobody has begun.
-    next: AtomicUsize,
+    number: Number,
+    /// For every thread's share, the next task that nobody has begun and where the share ends.
+    shares: Vec<(AtomicUsize, usize)>,
     /// What the first panic said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-/// Takes tasks until there are none left.
+/// Takes the tasks of the thread's own share, and then what is left of the others'.
 extern "C" fn labour(shared: *mut c_void) {
     // SAFETY: `in_parallel` hands over a `Shared` that lives until all threads have returned; threads only read it, and what
     // they change in it is made for that.
     let shared = unsafe { &*shared.cast::<Shared<'_>>() };
-    loop {
-        let task = shared.next.fetch_add(1, Ordering::Relaxed);
-        if task >= shared.tasks {
-            return;
+    // SAFETY: the function takes nothing, and may be called anywhere.
+    let number = usize::try_from(unsafe { (shared.number)() }).unwrap_or(0) % shared.shares.len().max(1);
+    as_worker(number, || {
+        let (before, from) = shared.shares.split_at(number);
+        for (next, end) in from.iter().chain(before) {
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= *end {
+                    break;
+                }
+                // a panic must not leave this function: its caller is not Rust
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (shared.work)(task))) {
+                    shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+                }
+            }
         }
-        // a panic must not leave this function: its caller is not Rust
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (shared.work)(task))) {
-            shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
-        }
-    }
+    });
 }
 
-fn in_parallel(parallel: Parallel, threads: usize, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
-    let shared = Shared { work, tasks, next: AtomicUsize::new(0), panic: Mutex::new(None) };
+fn in_parallel(runtime: OpenMp, threads: usize, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+    let start = |thread: usize| thread * tasks / threads.max(1);
+    let shares = (0..threads).map(|thread| (AtomicUsize::new(start(thread)), start(thread + 1)));
+    let shares = shares.collect();
+    let shared = Shared { work, number: runtime.number, shares, panic: Mutex::new(None) };
     let threads = c_uint::try_from(threads).unwrap_or(1);
     // SAFETY: the function is the runtime's `GOMP_parallel` (see `openmp`), which calls `labour` on its threads and returns when
     // all calls have; `shared` lives until then, and may be read from any thread. No flags are set.
-    unsafe { parallel(labour, (&raw const shared).cast_mut().cast(), threads, 0) };
+    unsafe { (runtime.parallel)(labour, (&raw const shared).cast_mut().cast(), threads, 0) };
     if let Some(panic) = shared.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
         resume_unwind(panic);
     }
 }
 
 /// The OpenMP runtime that this process has loaded already, if any.
-fn openmp() -> Option<Parallel> {
+fn openmp() -> Option<OpenMp> {
     #[cfg(unix)]
     {
-        // SAFETY: both arguments are valid: a handle that means every loaded library, and a name that ends with a zero.
-        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"GOMP_parallel".as_ptr()) };
-        if found.is_null() {
-            return None;
-        }
-        // SAFETY: every runtime that has a function of this name gives it this signature, which GCC's compiled code relies on.
-        Some(unsafe { std::mem::transmute::<*mut c_void, Parallel>(found) })
+        let find = |name: &std::ffi::CStr| {
+            // SAFETY: both arguments are valid: a handle that means every loaded library, and a name that ends with a zero.
+            let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+            (!found.is_null()).then_some(found)
+        };
+        let (parallel, number) = (find(c"GOMP_parallel")?, find(c"omp_get_thread_num")?);
+        // SAFETY: every runtime that has functions of these names gives them these signatures: GCC's compiled code relies on the
+        // first, and OpenMP's standard has the second.
+        Some(unsafe {
+            OpenMp {
+                parallel: std::mem::transmute::<*mut c_void, Parallel>(parallel),
+                number: std::mem::transmute::<*mut c_void, Number>(number),
+            }
+        })
     }
     #[cfg(not(unix))]
     None
@@ -149,14 +198,30 @@ mod tests {
         assert_eq!(flags, 0);
         let data = data as usize;
         std::thread::scope(|scope| {
-            (1..threads).for_each(|_| drop(scope.spawn(move || labour(data as *mut c_void))));
+            for number in 1..threads {
+                scope.spawn(move || {
+                    NUMBER.set(number as c_int);
+                    labour(data as *mut c_void);
+                });
+            }
             labour(data as *mut c_void);
         });
     }
 
+    thread_local! {
+        static NUMBER: Cell<c_int> = const { Cell::new(0) };
+    }
+
+    unsafe extern "C" fn number() -> c_int {
+        NUMBER.get()
+    }
+
     fn kinds() -> Vec<Threads> {
         let pool = pool(3).map(Kind::Pool).unwrap();
-        [Kind::Own, Kind::OpenMp(parallel), pool].into_iter().map(|kind| Threads { count: 3, kind }).collect()
+        [Kind::Own, Kind::OpenMp(OpenMp { parallel, number }), pool]
+            .into_iter()
+            .map(|kind| Threads { count: 3, kind })
+            .collect()
     }
 
     #[test]
@@ -170,6 +235,24 @@ mod tests {
                 assert!(done.iter().all(|count| count.load(Ordering::Relaxed) == 1), "{threads:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_thread_begins_with_its_own_share() {
+        let threads = Threads { count: 3, kind: Kind::OpenMp(OpenMp { parallel, number }) };
+        let barrier = std::sync::Barrier::new(3);
+        let first: Vec<Mutex<Option<usize>>> = (0..3).map(|_| Mutex::default()).collect();
+        threads.run(12, &|task| {
+            let mut first = first[worker()].lock().unwrap();
+            if first.is_none() {
+                *first = Some(task);
+                drop(first);
+                // nobody helps before everybody has begun
+                barrier.wait();
+            }
+        });
+        let first: Vec<usize> = first.iter().map(|first| first.lock().unwrap().unwrap()).collect();
+        assert_eq!((first, worker()), (vec![0, 4, 8], 0));
     }
 
     #[test]

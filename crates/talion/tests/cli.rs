@@ -202,7 +202,8 @@ fn an_attack_keeps_its_images_and_refuses_nonsense_before_any_work() {
     assert!(output.status.success(), "{}", text(&output.stderr));
 
     // searched in bf16 or, where the processor gains nothing by that, in f32: the result says which
-    let short = ["--json", "attack", "pgd-3", "--images", "6", "--precision", "bf16", "-o", "short.safetensors"];
+    let short =
+        ["--json", "attack", "pgd-3", "--images", "6", "--precision", "bf16", "-o", "short.safetensors"];
     let output = talion(folder.path(), &short);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
