@@ -135,7 +135,7 @@ pub fn run(
     let (doubtful, last) = (driver.doubtful(), driver.progress);
     let mut outcome = driver.outcome();
     if !doubtful.is_empty() {
-        let again = again_in_reference(attack, classifier, batch, options, &doubtful, &mut |passes| {
+        let again = again_more_closely(attack, classifier, batch, options, &doubtful, &mut |passes| {
             let mut together = last;
             together.passes += passes;
             observer(together)
@@ -145,9 +145,9 @@ pub fn run(
     Ok(outcome)
 }
 
-/// Attacks samples that fast ways were wrong about a second time, without those: whether a sample is robust must not depend
-/// on them.
-fn again_in_reference(
+/// Attacks samples that fast ways were wrong about a second time, with slower ones or without any: whether a sample is robust must
+/// not depend on them.
+fn again_more_closely(
     attack: &dyn Attack,
     classifier: &dyn Classifier,
     batch: &Batch<'_>,
@@ -162,7 +162,9 @@ fn again_in_reference(
         ids: &ids,
         ..*batch
     };
-    run(attack, &Reference(classifier), &part, options, &mut |progress| observer(progress.passes))
+    let reference = Reference(classifier);
+    let closer = classifier.closer().unwrap_or(&reference);
+    run(attack, closer, &part, options, &mut |progress| observer(progress.passes))
 }
 
 impl Outcome {

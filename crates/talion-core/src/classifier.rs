@@ -78,6 +78,12 @@ pub trait Classifier {
         false
     }
 
+    /// This classifier with ways that are slower and nearer to [`Classifier::logits`]. What an attack with these ways was wrong about
+    /// is attacked again with those; where there are none, with [`Reference`].
+    fn closer(&self) -> Option<&dyn Classifier> {
+        None
+    }
+
     /// The predicted class of each row, `[N]`, computed without gradients.
     fn predict(&self, images: &Tensor) -> Tensor {
         tch::no_grad(|| self.logits(images).argmax(1, false))
@@ -172,6 +178,10 @@ impl<T: Classifier + ?Sized> Classifier for &T {
 
     fn is_approximate(&self, images: &Tensor) -> bool {
         (**self).is_approximate(images)
+    }
+
+    fn closer(&self) -> Option<&dyn Classifier> {
+        (**self).closer()
     }
 }
 

@@ -97,6 +97,10 @@ impl Classifier for Searcher<'_> {
         self.engine(images).is_some()
     }
 
+    fn closer(&self) -> Option<&dyn Classifier> {
+        (self.precision.factors() != Factors::Full).then_some(self.model)
+    }
+
     fn loss_gradient(&self, images: &Tensor, loss: &dyn Fn(&Tensor) -> Tensor) -> InputGradient {
         match self.engine(images) {
             Some(engine) => engine.loss_gradient(images, loss),
