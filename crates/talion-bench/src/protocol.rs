@@ -1,6 +1,6 @@
 //! Requests and answers: JSON, an object a line.
 //!
-//! Fields that only other workers read, such as `peer`, `setting` and the attacks' `batch`, may be there and are ignored,
+//! Fields that only other workers read, such as `peer` and the attacks' `batch`, may be there and are ignored,
 //! so that a driver sends every worker the same line.
 
 use std::path::PathBuf;
@@ -65,13 +65,19 @@ pub enum Job {
 
 /// In what a classifier's gradients are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(from = "String")]
 pub enum Setting {
-    /// f32.
+    /// f32; also what every word means that is for other workers.
     #[default]
     Default,
     /// bf16 where the processor multiplies it faster; judged in f32. For the bare classifier.
     Bf16,
+}
+
+impl From<String> for Setting {
+    fn from(word: String) -> Self {
+        if word == "bf16" { Self::Bf16 } else { Self::Default }
+    }
 }
 
 /// One call, several times.
@@ -327,7 +333,8 @@ mod tests {
 
     #[test]
     fn jobs_have_their_defaults_and_ignore_what_is_for_peers() {
-        let gradient = Job::Gradient(Repeated { batch: 4, repeat: 1, defended: None });
+        let gradient =
+            Job::Gradient(Repeated { batch: 4, repeat: 1, defended: None, setting: Setting::Default });
         assert_eq!(job(json!({ "kind": "gradient", "batch": 4 })), gradient);
         let attack = Attack {
             attack: "pgd".into(),
@@ -338,6 +345,7 @@ mod tests {
             norm: None,
             images: 9,
             defended: None,
+            setting: Setting::Default,
             seed: 1,
         };
         let sent = json!({
@@ -345,8 +353,19 @@ mod tests {
             "setting": "best", "peer": "foolbox",
         });
         assert_eq!(job(sent), Job::Attack(attack));
+        let short = job(json!({ "kind": "gradient", "batch": 4, "setting": "bf16" }));
+        assert_eq!(
+            short,
+            Job::Gradient(Repeated { batch: 4, repeat: 1, defended: None, setting: Setting::Bf16 })
+        );
         let sent = json!({ "kind": "autoattack", "eps": 0.1, "images": 2, "defended": "bpda" });
-        let expected = Autoattack { eps: 0.1, images: 2, defended: Some(GradientMode::Bpda), seed: 1 };
+        let expected = Autoattack {
+            eps: 0.1,
+            images: 2,
+            defended: Some(GradientMode::Bpda),
+            setting: Setting::Default,
+            seed: 1,
+        };
         assert_eq!(job(sent), Job::Autoattack(expected));
         let sent =
             json!({ "kind": "train-classifier", "architecture": "cnn-small-w4", "images": 8, "batch": 2 });
