@@ -342,9 +342,9 @@ mod x86 {
 #[doc(hidden)]
 pub use x86::{Avx2, Avx512};
 
-/// Makes a function that calls the generic `$body::<V>` compiled for the best that this processor has.
+/// Makes a function that calls the generic `$body::<V>`, or `$body::<V, FLAG>`, compiled for the best that this processor has.
 macro_rules! dispatch {
-    ($(#[$doc:meta])* $name:ident, $body:ident, ($($argument:ident: $type:ty),* $(,)?)) => {
+    ($(#[$doc:meta])* $name:ident, $body:ident $([$flag:literal])?, ($($argument:ident: $type:ty),* $(,)?)) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
         fn $name<T: $crate::Real>($($argument: $type),*) {
@@ -353,12 +353,12 @@ macro_rules! dispatch {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 fn wide<T: $crate::Real>($($argument: $type),*) {
-                    $body::<T::Wide>($($argument),*);
+                    $body::<T::Wide $(, $flag)?>($($argument),*);
                 }
                 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
                 #[allow(clippy::too_many_arguments)]
                 fn wider<T: $crate::Real>($($argument: $type),*) {
-                    $body::<T::Wider>($($argument),*);
+                    $body::<T::Wider $(, $flag)?>($($argument),*);
                 }
                 match $crate::simd::level() {
                     // SAFETY: `level` has just found that this processor has all these features.
@@ -368,7 +368,7 @@ macro_rules! dispatch {
                     $crate::simd::Level::Base => {}
                 }
             }
-            $body::<$crate::simd::Portable<T>>($($argument),*);
+            $body::<$crate::simd::Portable<T> $(, $flag)?>($($argument),*);
         }
     };
 }

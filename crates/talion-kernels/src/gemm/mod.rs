@@ -132,32 +132,8 @@ impl Factors {
     }
 }
 
-dispatch!(multiply, multiply_numbers_in, (packed: &[T], places: usize, left: &[T], stride: usize, rows: usize, product: &mut [T]));
-dispatch!(multiply_pairs, multiply_pairs_in, (packed: &[T], places: usize, left: &[T], stride: usize, rows: usize, product: &mut [T]));
-
-#[inline(always)]
-fn multiply_numbers_in<V: Vector>(
-    packed: &[V::T],
-    places: usize,
-    left: &[V::T],
-    stride: usize,
-    rows: usize,
-    product: &mut [V::T],
-) {
-    multiply_in::<V, false>(packed, places, left, stride, rows, product);
-}
-
-#[inline(always)]
-fn multiply_pairs_in<V: Vector>(
-    packed: &[V::T],
-    places: usize,
-    left: &[V::T],
-    stride: usize,
-    rows: usize,
-    product: &mut [V::T],
-) {
-    multiply_in::<V, true>(packed, places, left, stride, rows, product);
-}
+dispatch!(multiply, multiply_in[false], (packed: &[T], places: usize, left: &[T], stride: usize, rows: usize, product: &mut [T]));
+dispatch!(multiply_pairs, multiply_in[true], (packed: &[T], places: usize, left: &[T], stride: usize, rows: usize, product: &mut [T]));
 
 /// The product, panel by panel and, within one, in blocks of almost equal numbers of rows: a block of few rows would keep the
 /// processor waiting for its own sums.

@@ -283,36 +283,12 @@ fn kernel_evaluation() -> [[f64; 3]; PATCH] {
     ]
 }
 
-dispatch!(evaluate, evaluate_numbers_in, (
+dispatch!(evaluate, evaluate_in[false], (
     input: &[T], source: Map, padding: [usize; 2], tiles: &[Tile], inputs: &mut [T], stride: usize,
 ));
-dispatch!(evaluate_pairs, evaluate_pairs_in, (
+dispatch!(evaluate_pairs, evaluate_in[true], (
     input: &[T], source: Map, padding: [usize; 2], tiles: &[Tile], inputs: &mut [T], stride: usize,
 ));
-
-#[inline(always)]
-fn evaluate_numbers_in<V: Vector>(
-    input: &[V::T],
-    source: Map,
-    padding: [usize; 2],
-    tiles: &[Tile],
-    inputs: &mut [V::T],
-    stride: usize,
-) {
-    evaluate_in::<V, false>(input, source, padding, tiles, inputs, stride);
-}
-
-#[inline(always)]
-fn evaluate_pairs_in<V: Vector>(
-    input: &[V::T],
-    source: Map,
-    padding: [usize; 2],
-    tiles: &[Tile],
-    inputs: &mut [V::T],
-    stride: usize,
-) {
-    evaluate_in::<V, true>(input, source, padding, tiles, inputs, stride);
-}
 
 /// Brings tiles of the input to the points, as they are or as pairs of bf16.
 #[inline(always)]
