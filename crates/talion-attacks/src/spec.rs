@@ -48,10 +48,14 @@ impl AttackSpec {
 
     /// What the catalogue says of this kind of attack.
     pub fn entry(&self) -> Option<&'static Entry> {
-        let name = self.name();
-        let kind = Settings::split(&name)?.kind;
-        CATALOGUE.iter().find(|entry| entry.kind == kind)
+        entry_of(&self.name())
     }
+}
+
+/// What the catalogue says of an attack with this name.
+pub(crate) fn entry_of(name: &str) -> Option<&'static Entry> {
+    let kind = Settings::split(name)?.kind;
+    CATALOGUE.iter().find(|entry| entry.kind == kind)
 }
 
 impl PartialEq for AttackSpec {

@@ -57,6 +57,35 @@ fn the_fast_engine_finds_what_the_reference_finds() {
     assert!(short <= reference + 3, "{short} are robust to a search in bf16, {reference} to the reference");
 }
 
+/// Attacks that look for the boundary itself do so in f32.
+#[test]
+fn the_smallest_change_is_not_sought_in_bf16() {
+    let classifier = Model::load(&bundled("classifier.safetensors"), Device::Cpu).unwrap();
+    let (images, ids) = (images(12), (0..12).collect::<Vec<u64>>());
+    let labels = classifier.predict(&images);
+    let batch = Batch {
+        images: &images,
+        labels: &labels,
+        ids: &ids,
+        budget: Budget::new(Norm::Linf, 4.0 / 255.0).unwrap(),
+        objective: Objective::CrossEntropy,
+        seed: 1,
+        restart: 0,
+    };
+    let found = |attack: &str, classifier: &dyn Classifier| {
+        let attack: AttackSpec = attack.parse().unwrap();
+        let options = RunOptions::default();
+        run(&attack as &dyn Attack, classifier, &batch, &options, &mut |_| ControlFlow::Continue(()))
+            .unwrap()
+            .adversarial
+    };
+    let short = classifier.searching_in(SearchPrecision::Bf16);
+    assert!(found("fab-5", &short) == found("fab-5", &classifier));
+    if short.closer().is_some() {
+        assert!(found("pgd-5", &short) != found("pgd-5", &classifier), "others are sought in bf16");
+    }
+}
+
 /// A network that does something, from a specification.
 fn busy(spec: TrnSpec) -> Trn {
     let card = TrnCard {
