@@ -247,12 +247,14 @@ fn in_bf16_only_the_search_is_another() {
         let cosines = Tensor::cosine_similarity(&found, &expected, 1, 1e-12).sort(0, false).0;
         // fresh weights and noise: what is rounded decides many a ReLU
         assert!(cosines.double_value(&[12]) > 0.8, "{architecture}: {cosines}");
-        if talion_kernels::level().has_bf16() {
+        // layers of few channels stay in f32, and this one has no others
+        let has_short_layers = architecture != "cnn-small-w3";
+        if has_short_layers && talion_kernels::level().has_bf16() {
             assert!(short.gradient != full.gradient, "{architecture} is searched in bf16");
         } else {
             assert!(
                 short.gradient == full.gradient,
-                "{architecture} is searched in f32 where bf16 is no faster"
+                "{architecture} is searched in f32 where bf16 brings nothing"
             );
         }
         let few = x.narrow(0, 5, 3);
