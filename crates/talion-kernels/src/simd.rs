@@ -61,7 +61,8 @@ pub trait Vector: Copy {
     /// Zero where the bit is not set.
     fn where_set(self, bits: u8) -> Self;
 
-    /// Writes all eight as bf16, rounded to the nearest and of two to the even one, two to a place: see [`Real::pair`].
+    /// Writes all eight as bf16, rounded to the nearest and of two to the even one, two to a place: see
+    /// [`Real::pair`]. Subnormal numbers may become zero, here and in [`Vector::pairs_plus`]: instructions for bf16 know none.
     fn store_pairs(self, places: &mut [Self::T; PAIRS]);
     /// Of eight places with two bf16 each: `summand` plus the product of the second ones, plus that of the first ones, rounded
     /// after each sum.
